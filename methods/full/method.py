@@ -1,9 +1,7 @@
-"""Full fine-tuning: nothing is frozen and nothing is added."""
+"""Full fine-tuning: nothing is frozen and nothing is added, so every hook is the default."""
 
-from leantune.api import Context, Data, Method
-from torch import nn
+from leantune.api import Method
 
 
 class Full(Method):
-    def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
-        return model, data
+    pass

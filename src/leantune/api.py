@@ -1,7 +1,7 @@
 """The plugin contract, on one page: what a method may do, and what it is told.
 
 A method is a folder `methods/<name>/` with `method.yaml` (data: what it is, its settings) and
-`method.py` holding one subclass of `Method`. Only `attach` must be written; the other hooks have defaults.
+`method.py` holding one subclass of `Method`. Every hook has a default; write the ones your method changes.
 A cell's stack holds at most one plugin per slot. The harness calls them in this order:
 
     load -> attach (slot order) -> parameter_groups -> optimizer
@@ -80,7 +80,7 @@ class Method:
         Shapes that depend on values (kept tokens, ranks) must then come from `self.params`;
         raise BadInput naming the missing setting. Raise Unsupported where the model cannot carry the method.
         """
-        raise NotImplementedError
+        return model, data
 
     def parameter_groups(self, model: nn.Module, ctx: Context) -> Groups:
         """Optimizer groups (`params`, `lr`, optionally `weight_decay`). Asked of the adaptation slot only."""

@@ -18,6 +18,8 @@ class Family:
     linears: tuple[str, ...]  # last names of every linear map inside a block, that low-rank methods may change
     attention_output: str  # within a layer: the linear after which an attention adapter goes
     ffn_output: str  # within a layer: the linear after which a feed-forward adapter goes
+    attention_dropout: str = ""  # within a layer: the dropout between that linear and the adapter, if there is one
+    ffn_dropout: str = ""
 
 
 _BERT = Family(
@@ -26,6 +28,8 @@ _BERT = Family(
     linears=("query", "key", "value", "dense"),
     attention_output="attention.output.dense",
     ffn_output="output.dense",
+    attention_dropout="attention.output.dropout",
+    ffn_dropout="output.dropout",
 )
 _LLAMA = Family(
     layers="layers",
@@ -44,6 +48,8 @@ FAMILIES: dict[str, Family] = {
         linears=("query_proj", "key_proj", "value_proj", "dense"),
         attention_output="attention.output.dense",
         ffn_output="output.dense",
+        attention_dropout="attention.output.dropout",
+        ffn_dropout="output.dropout",
     ),
     "llama": _LLAMA,
     "gpt2": Family(
@@ -52,6 +58,8 @@ FAMILIES: dict[str, Family] = {
         linears=("c_attn", "c_proj", "c_fc"),
         attention_output="attn.c_proj",
         ffn_output="mlp.c_proj",
+        attention_dropout="attn.resid_dropout",
+        ffn_dropout="mlp.dropout",
     ),
     "mamba": Family(
         layers="layers",

@@ -1,0 +1,47 @@
+# make bench     set up, then reproduce the embedded default (ARGS="--configfile config/full.yaml" for more)
+# make test      set up, then run the tests
+# make smoke     tiny cells of every kind through the whole DAG
+# make lint      style, types, workflow and plugin files
+# make publish   copy the last run's records and tables into results/ and the README (CONFIG=... for another run)
+PYTHON ?= python3
+CONFIG ?= runs/default/config.json
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: bench test test-slow smoke lint publish
+.DELETE_ON_ERROR:
+
+bench: $(READY)
+	$(BIN)/python -m leantune.bench $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+smoke: $(READY)
+	$(BIN)/python -m leantune.bench --configfile config/smoke.yaml $(ARGS)
+
+lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile
+	snakemake --lint
+	leantune validate
+
+publish: $(READY)
+	$(BIN)/leantune publish --config $(CONFIG)
+	$(BIN)/leantune tables --config $(CONFIG) --readme README.md
+
+# Set up once, and again when the lock changes.
+$(READY): envs/lock.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	  "LeanTune needs Python 3.11 or newer, '$(PYTHON)' is not: name one with  make PYTHON=python3.12 $(MAKECMDGOALS)" \
+	  >&2; exit 1; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/lock.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,7 @@
+"""`python -m leantune` is the command `leantune`."""
+
+import sys
+
+from leantune.cli import main
+
+sys.exit(main())

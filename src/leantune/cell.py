@@ -1,0 +1,214 @@
+"""The supervisor of one cell. It imports no torch, starts the worker, and always writes the record.
+
+Whatever happens to the worker (an exception, a kill, a timeout), the record says in which phase and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from leantune import record, registry
+from leantune.errors import BadInput
+from leantune.plan import Cell
+from leantune.record import Record
+
+RETRY = 75  # EX_TEMPFAIL: the scheduler has attempts left and may give more memory or time
+
+
+def run(
+    cell: Cell,
+    out: Path,
+    *,
+    timeout_minutes: float = 60.0,
+    attempt: int = 1,
+    attempts: int = 1,
+    threads: int = 1,
+    force: bool = False,
+    command: list[str] | None = None,
+) -> int:
+    """Run a cell and write its record to `out`. Returns the exit status: 0 with a record, or 75 without one
+    after `oom` or `timeout` while attempts are left. Raises BadInput where nothing should be recorded."""
+    _check_writable(out)
+    started = time.time()
+    reason = registry.unsupported_reason(cell.parts, cell.model, cell.task, cell.device)
+    if reason is not None:
+        result: dict[str, Any] = {"status": "unsupported", "reason": reason}
+    else:
+        result = _run_worker(cell, timeout_minutes, threads, force)
+    if result["status"] == "bad_input":
+        raise BadInput(result["reason"])
+    if result["status"] in ("oom", "timeout") and attempt < attempts:
+        print(
+            f"{result['status']}: {result.get('reason')}; attempt {attempt} of {attempts}, asking for another",
+            file=sys.stderr,
+        )
+        return RETRY
+    finished = _record(cell, result, started, command or cell.command(str(out)))
+    record.write_record(out, finished)
+    print(summary(finished, time.time() - started), file=sys.stderr, flush=True)
+    return 0
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise BadInput(f"cannot write into {out.parent}: {error.strerror}; choose another --out") from error
+
+
+def _run_worker(cell: Cell, timeout_minutes: float, threads: int, force: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="leantune-") as scratch:
+        folder = Path(scratch)
+        job = {"cell": _resolve_arguments(cell), "threads": threads, "force": force}
+        (folder / "job.json").write_text(json.dumps(job))
+        kills_before = _oom_kills()
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "PYTHONUNBUFFERED": "1",
+            "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
+        }
+        with (folder / "errors.txt").open("w+") as errors:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "leantune.worker", scratch],
+                env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            try:
+                timed_out = _follow(worker, errors, timeout_minutes * 60)
+            finally:  # also when this process is asked to stop
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(worker.pid, signal.SIGKILL)
+                worker.wait()
+            result = _result(folder)
+            if result is not None:
+                return result
+            phase = _last_phase(folder)
+            if timed_out:
+                return {
+                    "status": "timeout",
+                    "phase": phase,
+                    "reason": f"not finished after {timeout_minutes:g} minutes",
+                }
+            if worker.returncode == -signal.SIGKILL and (_oom_kills() or 0) > (kills_before or 0):
+                return {
+                    "status": "oom",
+                    "phase": phase,
+                    "reason": "the kernel killed the worker: out of memory",
+                }
+            if worker.returncode < 0:
+                name = signal.Signals(-worker.returncode).name
+                return {"status": "error", "phase": phase, "reason": f"the worker was ended by {name}"}
+            errors.seek(0)
+            return {"status": "error", "phase": phase, "reason": _last_line(errors.read())}
+
+
+def _follow(worker: subprocess.Popen[str], errors: Any, seconds: float) -> bool:
+    """Pass the worker's stderr on, keep a copy, and return True where it ran out of time."""
+    import threading
+
+    def copy() -> None:
+        assert worker.stderr is not None
+        while chunk := worker.stderr.read(1):  # bars use carriage returns, so lines would come late
+            sys.stderr.write(chunk)
+            if chunk in "\r\n":
+                sys.stderr.flush()
+            errors.write(chunk)
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        worker.wait(timeout=seconds)
+        timed_out = False
+    except subprocess.TimeoutExpired:
+        timed_out = True
+        os.killpg(worker.pid, signal.SIGKILL)
+    thread.join(timeout=10)
+    return timed_out
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    file = folder / "result.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _last_phase(folder: Path) -> str:
+    file = folder / "phases.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return json.loads(lines[-1])["phase"] if lines else "import"
+
+
+def _last_line(text: str) -> str:
+    """The exception's own line of a traceback."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "the worker ended without a word"
+
+
+def _oom_kills() -> int | None:
+    """How often this machine's kernel has killed for memory since it booted."""
+    try:
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return None
+
+
+def _resolve_arguments(cell: Cell) -> dict[str, Any]:
+    """The arguments with which `plan.resolve` makes this cell again in the worker."""
+    return {
+        "model": cell.model.name,
+        "task": cell.task.name,
+        "method": cell.method,
+        "seed": cell.seed,
+        "trial": cell.trial,
+        "device": cell.device,
+        "overrides": cell.overrides,
+    }
+
+
+def _record(cell: Cell, result: dict[str, Any], started: float, command: list[str]) -> Record:
+    points = [p.point for p in cell.parts if p.point]
+    when = datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds")
+    known = ("memory", "parameters", "time", "quality", "inference", "size", "details")
+    return {
+        **record.EMPTY,
+        **{k: result[k] for k in known if k in result},
+        "status": result["status"],
+        "phase": result.get("phase"),
+        "reason": result.get("reason"),
+        "cell": {
+            "model": cell.model_name,
+            "task": cell.task.name,
+            "method": cell.method,
+            "point": "+".join(points) or None,
+            "seed": cell.seed,
+            "trial": cell.trial,
+        },
+        "key": {**cell.key, "samples": result.get("samples")},
+        "provenance": {**record.provenance(command, cell.hashes, cell.hardware), "started": when},
+    }
+
+
+def summary(done: Record, seconds: float) -> str:
+    """One line for people: what ran, how it went, its score, its peak and how long it took."""
+    name = f"{done['cell']['task']} {done['cell']['method']} seed {done['cell']['seed']}"
+    if done["status"] != "ok":
+        return f"{done['status']:>11}  {name}: {done['reason']} ({seconds:.0f} s)"
+    quality, memory = done["quality"], done["memory"]
+    peak = f", peak {memory['peak_bytes'] / 2**20:.1f} MiB" if memory else ""
+    return f"{'ok':>11}  {name}: {quality['metric']} {quality['value']:.4f}{peak} ({seconds:.0f} s)"

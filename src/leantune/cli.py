@@ -1,0 +1,232 @@
+"""The command `leantune`. Every subcommand is one small function; bad input is one sentence and exit 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from leantune import cell as cells
+from leantune import plan, registry
+from leantune.errors import BadInput
+
+EXAMPLES = """examples:
+  leantune list
+  leantune run --model minilm-l6 --task sentiment --method lora --seed 0 --out lora.json
+  leantune run --model minilm-l6 --task sentiment --method vocab_pruning+svfit@r64+came --out row.json
+  leantune predict --model llama2-7b --method lora --batch 4 --seq 512 --dtype bf16
+  leantune tables --config config/config.yaml
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand. Returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.action(arguments) or 0)
+    except BadInput as error:
+        print(f"leantune: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `leantune list | head`
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="leantune",
+        description="What memory-efficient fine-tuning really saves, and what it costs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    listing = commands.add_parser("list", help="methods with their points, tasks, models")
+    listing.set_defaults(action=_list)
+
+    check = commands.add_parser("validate", help="check plugin and config files against their schemas")
+    check.add_argument("paths", nargs="*", type=Path, help="YAML files or folders; default: every known plugin")
+    check.set_defaults(action=_validate)
+
+    run = commands.add_parser("run", help="run one cell and write its record")
+    _cell_flags(run)
+    run.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the record goes")
+    run.add_argument("--trial", type=int, metavar="N", help="a tuning trial: scored on the validation split")
+    run.add_argument("--timeout", type=float, default=60.0, metavar="MINUTES", help="end the cell after this (60)")
+    run.add_argument("--attempt", type=int, default=1, help="which attempt of the scheduler this is (1)")
+    run.add_argument("--attempts", type=int, default=1, help="how many it has; before the last, oom exits 75 (1)")
+    run.add_argument("--threads", type=int, default=1, help="CPU threads of torch (1)")
+    run.add_argument("--force", action="store_true", help="run even where the prediction says it does not fit")
+    run.set_defaults(action=_run)
+
+    predict = commands.add_parser("predict", help="peak memory of a method on a model, with no GPU and no weights")
+    predict.add_argument("--model", required=True)
+    predict.add_argument("--method", required=True, metavar="STACK[@POINT]")
+    predict.add_argument("--task", help="take batch, length and head from this task")
+    predict.add_argument("--batch", type=int, help="sequences per step")
+    predict.add_argument("--seq", type=int, help="tokens per sequence")
+    predict.add_argument("--head", choices=["classification", "mlm", "causal-lm"])
+    predict.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: weights in bf16 (fp32)")
+    predict.add_argument("--set", action="append", default=[], metavar="METHOD.PARAM=VALUE", dest="settings")
+    predict.add_argument("--json", action="store_true", help="print one JSON object")
+    predict.set_defaults(action=_predict)
+
+    tables = commands.add_parser("tables", help="build the CSV tables and the README leaderboard from records")
+    tables.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    tables.add_argument("--output", type=Path, help="the run's folder; default: the config's `output`")
+    tables.add_argument("--readme", type=Path, help="also write the leaderboard into this Markdown file")
+    tables.set_defaults(action=_tables)
+
+    gate = commands.add_parser("gate", help="fail where a cell ended with a status that the config does not allow")
+    gate.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    gate.add_argument("--output", type=Path)
+    gate.add_argument("--published", type=Path, default=Path("results"), help="compare with these results")
+    gate.set_defaults(action=_gate)
+
+    publish = commands.add_parser("publish", help="copy a run's records and tables to the published results")
+    publish.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    publish.add_argument("--output", type=Path)
+    publish.add_argument("--to", type=Path, default=Path("results"))
+    publish.set_defaults(action=_publish)
+
+    rerun = commands.add_parser("rerun", help="remove the records of failed cells, so that the next run repeats them")
+    rerun.add_argument("--status", default="oom,timeout,error", help="comma-separated (oom,timeout,error)")
+    rerun.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    rerun.add_argument("--output", type=Path)
+    rerun.set_defaults(action=_rerun)
+
+    new = commands.add_parser("new", help="start a method or task folder from a working example")
+    new.add_argument("kind", choices=["method", "task"])
+    new.add_argument("name")
+    new.add_argument("--at", type=Path, metavar="DIR", help="the plugin root (default: this checkout)")
+    new.set_defaults(action=_new)
+    return parser
+
+
+def _cell_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--method", required=True, metavar="STACK", help="lora, svfit@r64, vocab_pruning+came, ...")
+    parser.add_argument("--point", help="the named setting of a single method; the same as METHOD@POINT")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, help="sequences per step (the task's)")
+    parser.add_argument("--seq", type=int, help="tokens per sequence (the task's)")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], help="of the forward and backward pass (the task's)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+                        help="METHOD.PARAM=VALUE or task.steps=VALUE")  # fmt: skip
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    settings = plan.parse_settings(arguments.settings)
+    for flag, key in (("batch", "batch"), ("seq", "length"), ("dtype", "dtype")):
+        if getattr(arguments, flag) is not None:
+            settings[f"task.{key}"] = getattr(arguments, flag)
+    method = arguments.method
+    if arguments.point:
+        if "+" in method or "@" in method:
+            raise BadInput("--point goes with a single method; in a stack write METHOD@POINT")
+        method = f"{method}@{arguments.point}"
+    cell = plan.resolve(
+        arguments.model, arguments.task, method, arguments.seed,
+        trial=arguments.trial, device=arguments.device, overrides=settings,
+    )  # fmt: skip
+    return cells.run(
+        cell, arguments.out, timeout_minutes=arguments.timeout, attempt=arguments.attempt,
+        attempts=arguments.attempts, threads=arguments.threads, force=arguments.force,
+    )  # fmt: skip
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    for kind in ("methods", "tasks", "models"):
+        print(f"{kind}:")
+        for name in sorted(registry.discover(kind)):
+            spec = registry.get(kind, name).spec
+            what = spec.get("slot") or spec.get("kind") or spec["family"]
+            points = "".join(f" @{p}" for p in spec.get("points", {}))
+            print(f"  {name + points:<34} {what:<15} {spec['summary']}")
+
+
+def _validate(arguments: argparse.Namespace) -> None:
+    files = [f for path in arguments.paths for f in (sorted(path.rglob("*.yaml")) if path.is_dir() else [path])]
+    if not arguments.paths:
+        files = [f for kind in ("methods", "tasks", "models") for f in registry.discover(kind).values()]
+    for file in files:
+        spec = registry.read_yaml(file)
+        schema = {"method.yaml": "method", "task.yaml": "task"}.get(file.name)
+        schema = schema or ("model" if "architecture" in spec else "config" if "cells" in spec else None)
+        if schema is None:
+            raise BadInput(f"{file}: neither a method.yaml, a task.yaml, a model nor a config; nothing to check it by")
+        registry.validate(spec, schema, file)
+        if schema in ("method", "task") and spec["name"] != file.parent.name:
+            raise BadInput(f"{file}: key 'name' is '{spec['name']}' but the folder is called '{file.parent.name}'")
+        print(f"ok  {file}")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from leantune import predict
+
+    result = predict.predict_names(
+        arguments.model, arguments.method, task=arguments.task, batch=arguments.batch, length=arguments.seq,
+        head=arguments.head, dtype=arguments.dtype, settings=plan.parse_settings(arguments.settings),
+    )  # fmt: skip
+    print(json.dumps(result) if arguments.json else predict.describe(result))
+
+
+def _configured(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    config = plan.load_config(arguments.config)
+    return config, arguments.output or Path(config["output"])
+
+
+def _tables(arguments: argparse.Namespace) -> None:
+    from leantune import tables
+
+    config, output = _configured(arguments)
+    rows = tables.write_tables(output, plan.expand(config))
+    if arguments.readme:
+        tables.update_readme(arguments.readme, tables.markdown_leaderboard(rows))
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from leantune import tables
+
+    config, output = _configured(arguments)
+    print(tables.compare_published(output / "records", arguments.published / "records"))
+    failed = tables.not_allowed(output, plan.expand(config), config["allowed_statuses"])
+    for line in failed:
+        print(line, file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    from leantune import tables
+
+    config, output = _configured(arguments)
+    tables.publish(output, arguments.to, plan.expand(config))
+
+
+def _rerun(arguments: argparse.Namespace) -> None:
+    from leantune import record
+
+    config, output = _configured(arguments)
+    statuses = set(arguments.status.split(","))
+    unknown = statuses - set(record.STATUSES)
+    if unknown:
+        raise BadInput(f"--status: '{sorted(unknown)[0]}' is no status; known: {', '.join(record.STATUSES)}")
+    removed = []
+    for path, found in record.read_records(output / "records"):
+        if isinstance(found, BadInput) or found["status"] in statuses:
+            path.unlink()
+            removed.append(str(path))
+    print("\n".join(removed) or "no such record")
+    if removed:
+        print(f"run `snakemake --cores all --configfile {shlex.quote(str(arguments.config))}` to repeat them")
+
+
+def _new(arguments: argparse.Namespace) -> None:
+    from leantune import scaffold
+
+    folder = scaffold.create(arguments.kind, arguments.name, arguments.at or registry.roots()[0])
+    print(f"made {folder}; edit it, then: leantune validate {folder}")

@@ -1,0 +1,214 @@
+"""A task's examples: fixed seeded subsets, tokenized once, and the batches that the loop asks for.
+
+Raw examples come from the `files:` of a task.yaml (tab-separated files with three header lines) or from the
+task's own `task.py`: `load(folder) -> {"all": Dataset}` or `{"train": Dataset, "test": Dataset}` with columns
+`text`, `label` and, where several examples come from one document that no two splits may share, `group`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from leantune.api import Batch, Data
+from leantune.errors import BadInput
+from leantune.sources import fetch
+from leantune.splits import Rows, blocks_of, split_rows
+from leantune.tabfiles import read_tab
+
+_CHUNK = 2000  # texts tokenized at once
+
+
+def load_data(task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, length: int) -> Data:
+    """The task's three splits, cut to `length` tokens; `tokenizer` None (controls) leaves `input_ids` out.
+
+    `task` is the content of a task.yaml plus `folder`, the folder it lies in. Class labels become indices
+    into the sorted names, regression labels floats. Language models get blocks of exactly `length` tokens.
+
+    Raises BadInput for an empty split, too few examples, or a label that training does not have.
+    """
+    kind, sizes = task["kind"], task["splits"]
+    for split in ("train", "validation", "test"):
+        if sizes.get(split, 0) < 1:
+            raise BadInput(f"task '{task['name']}' has an empty {split} split; set splits.{split} to 1 or more")
+    raw = load_rows(task)
+    if kind in ("causal_lm", "masked_lm"):
+        if tokenizer is None:
+            raise BadInput(f"task '{task['name']}' is language modelling: it needs a model with a tokenizer")
+        splits = blocks_of(raw["all"]["text"], sizes, tokenizer, length, kind=kind, task=task["name"])
+        names: tuple[str, ...] = ()
+    else:
+        splits = split_rows(raw, sizes, kind, task["name"])
+        names = _number_labels(splits, kind, task["name"])
+        if tokenizer is not None:
+            for rows in splits.values():
+                rows.update(_tokenize(rows["text"], tokenizer, length))
+    made = {split: Dataset.from_dict(rows) for split, rows in splits.items()}
+    collate = Collate.of(kind, tokenizer) if tokenizer is not None else None
+    return Data(kind=kind, label_names=names, tokenizer=tokenizer, collate=collate, **made)
+
+
+def load_rows(task: Mapping[str, Any]) -> dict[str, Rows]:
+    """The raw examples by file split (`train` and `test`, or `all`), as columns."""
+    folder = Path(task["folder"])
+    source = fetch(task["source"], folder)
+    if "files" in task:
+        files = {split: task["files"][split] for split in ("train", "test", "all") if split in task["files"]}
+        columns = {column: task["files"][column] for column in ("text", "label") if column in task["files"]}
+        return {split: read_tab(source / name, columns) for split, name in files.items()}
+    loaded = _own_loader(folder)(source)
+    return {split: rows.to_dict() for split, rows in loaded.items()}
+
+
+def sample_hash(data: Data) -> str:
+    """sha256 over the texts and labels of train, validation and test, in order."""
+    digest = hashlib.sha256()
+    for split in (data.train, data.validation, data.test):
+        labels = split["label"] if "label" in split.column_names else [None] * len(split)
+        for text, label in zip(split["text"], labels, strict=True):
+            digest.update(f"{label!r}\t{len(text)}\t{text}\n".encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Pads examples on the right to the longest and adds `labels`; other columns are left out.
+
+    A method that renumbers tokens gives its data `dataclasses.replace(data.collate, pad_id=...)`.
+    """
+
+    kind: str
+    pad_id: int
+    mask_id: int = -1  # masked_lm only
+    special_ids: frozenset[int] = frozenset()  # masked_lm only: never predicted
+    vocabulary: int = 0  # masked_lm only: random replacements are drawn below this
+
+    @classmethod
+    def of(cls, kind: str, tokenizer: PreTrainedTokenizerBase) -> Collate:
+        if kind != "masked_lm":
+            return cls(kind, tokenizer.pad_token_id)
+        special = frozenset(tokenizer.all_special_ids)
+        return cls(kind, tokenizer.pad_token_id, tokenizer.mask_token_id, special, len(tokenizer))
+
+    def __call__(self, examples: list[dict[str, Any]]) -> Batch:
+        """`input_ids`, `attention_mask` (batch, length) int64; `labels` (batch,) int64 or float32, or
+        (batch, length) int64 with -100 where nothing is predicted (padding is known by the mask alone)."""
+        ids = [torch.tensor(example["input_ids"]) for example in examples]
+        input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad_id)
+        attention = pad_sequence([torch.ones_like(i) for i in ids], batch_first=True)
+        if self.kind == "causal_lm":
+            labels = input_ids.masked_fill(attention == 0, -100)
+        elif self.kind == "masked_lm":
+            input_ids, labels = self._masked(input_ids, attention)
+        elif "label" not in examples[0]:
+            return {"input_ids": input_ids, "attention_mask": attention}
+        else:
+            dtype = torch.float32 if self.kind == "regression" else torch.int64
+            labels = torch.tensor([example["label"] for example in examples], dtype=dtype)
+        return {"input_ids": input_ids, "attention_mask": attention, "labels": labels}
+
+    def _masked(self, input_ids: torch.Tensor, attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """BERT's masking: 15 % are predicted, of these 80 % masked, 10 % random, 10 % left as they are.
+
+        The draw depends on the batch's content only, so evaluation asks the same questions every time.
+        """
+        seed = int.from_bytes(hashlib.sha256(input_ids.numpy().tobytes()).digest()[:7])
+        generator = torch.Generator().manual_seed(seed)
+        chance, action = torch.rand(2, *input_ids.shape, generator=generator)
+        plain = (attention == 1) & ~torch.isin(input_ids, torch.tensor(sorted(self.special_ids)))
+        chosen = plain & (chance < 0.15)
+        labels = input_ids.masked_fill(~chosen, -100)
+        other = torch.randint(self.vocabulary, input_ids.shape, generator=generator)
+        shown = torch.where(chosen & (action < 0.8), self.mask_id, input_ids)
+        return torch.where(chosen & (action >= 0.9), other, shown), labels
+
+
+def batches(
+    split: Dataset,
+    collate: Callable[[list[dict[str, Any]]], Batch],
+    batch: int,
+    steps: int | None = None,
+    seed: int = 0,
+    shuffle: bool = False,
+) -> Iterator[Batch]:
+    """`steps` batches of `batch` examples, going on into the next epoch; without `steps` one pass, in which the
+    last batch may be smaller. With `shuffle` every epoch has its own order, all of them fixed by `seed`."""
+    kept = [column for column in ("input_ids", "label") if column in split.column_names]
+    rows = split.select_columns(kept).to_list()
+    order = _endless(len(rows), seed, shuffle)
+    if steps is not None:
+        for _ in range(steps):
+            yield collate([rows[next(order)] for _ in range(batch)])
+        return
+    first = [next(order) for _ in rows]
+    for start in range(0, len(rows), batch):
+        yield collate([rows[i] for i in first[start : start + batch]])
+
+
+def longest_batch_shape(split: Dataset, batch: int) -> tuple[int, int]:
+    """(sequences, tokens) of the longest training batch that can occur."""
+    return batch, max(len(ids) for ids in split["input_ids"])
+
+
+def _endless(count: int, seed: int, shuffle: bool) -> Iterator[int]:
+    epoch = 0
+    while count:
+        order = list(range(count))
+        if shuffle:
+            random.Random(f"{seed}-{epoch}").shuffle(order)
+        yield from order
+        epoch += 1
+
+
+def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, list[list[int]]]:
+    """`input_ids` cut to `length`. Words that cannot be among them are dropped first: newsgroups run to pages."""
+    words = re.compile(rf"(?:\s*\S+){{0,{length + 16}}}")
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), _CHUNK):
+        chunk = [words.match(text).group() for text in texts[start : start + _CHUNK]]  # type: ignore[union-attr]
+        made = tokenizer(chunk, truncation=True, max_length=length)
+        ids.extend(made["input_ids"])
+    return {"input_ids": ids, "attention_mask": [[1] * len(i) for i in ids]}
+
+
+def _number_labels(splits: dict[str, Rows], kind: str, task: str) -> tuple[str, ...]:
+    """Replace labels by numbers, in place; returns the sorted class names."""
+    if kind == "regression":
+        for rows in splits.values():
+            rows["label"] = [float(label) for label in rows["label"]]
+        return ()
+    names = tuple(sorted({str(label) for label in splits["train"]["label"]}))
+    index = {name: i for i, name in enumerate(names)}
+    for split, rows in splits.items():
+        unseen = sorted({str(label) for label in rows["label"]} - set(names))
+        if unseen:
+            raise BadInput(
+                f"label '{unseen[0]}' of task '{task}' is in the {split} split and never in training; "
+                "leave its examples out or enlarge splits.train"
+            )
+        rows["label"] = [index[str(label)] for label in rows["label"]]
+    return names
+
+
+def _own_loader(folder: Path) -> Callable[[Path], Mapping[str, Dataset]]:
+    path = folder / "task.py"
+    if not path.is_file():
+        raise BadInput(f"task {folder.name} has neither `files:` in task.yaml nor a task.py with load(folder)")
+    spec = importlib.util.spec_from_file_location(f"leantune_task_{folder.name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load

@@ -1,0 +1,201 @@
+"""Fake tensors that take the CUDA path: the same allocations as on a GPU, with no GPU and no memory.
+
+A fake tensor on the `cpu` device runs the CPU's choice of implementations. `cuda_path` swaps those whose memory
+differs on CUDA: dropout (a mask of 1 byte an element, not a float one), attention (a fused kernel that saves no
+probabilities) and the autocast policy (ATen/autocast_mode.h: CUDA runs more operators in float32).
+Operators with an autocast policy on the CPU already have CUDA's, float32.
+`fake_copy` makes the copy of a model that a probe trains in place of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from leantune.errors import Unsupported
+from leantune.meter.tensors import plain_attributes, tensors_in
+
+aten = torch.ops.aten
+HALF = (torch.bfloat16, torch.float16)
+
+# AT_FORALL_FP32 of ATen/autocast_mode.h: on CUDA their half inputs are cast to float32.
+CAST_TO_FP32: tuple[str, ...] = tuple(
+    """
+acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar
+pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm rms_norm group_norm frobenius_norm.dim
+nuclear_norm nuclear_norm.dim cosine_similarity poisson_nll_loss cosine_embedding_loss nll_loss nll_loss2d
+hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss margin_ranking_loss multilabel_margin_loss
+soft_margin_loss triplet_margin_loss multi_margin_loss binary_cross_entropy_with_logits dist pdist cdist renorm
+logsumexp upsample_nearest1d _upsample_nearest_exact1d upsample_nearest2d _upsample_nearest_exact2d
+upsample_nearest3d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa
+upsample_trilinear3d upsample_bicubic2d _upsample_bicubic2d_aa
+""".split()  # noqa: SIM905
+)
+# AT_FORALL_FP32_SET_OPT_DTYPE: the input stays as it is, the result is float32.
+RESULT_IN_FP32: tuple[str, ...] = tuple(
+    """
+prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm linalg_matrix_norm
+linalg_matrix_norm.str_ord sum sum.dim_IntList
+""".split()  # noqa: SIM905
+)
+
+
+def fake_mode() -> FakeTensorMode:
+    """A mode under which operators compute shapes and no values; real tensors may take part."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@contextlib.contextmanager
+def cuda_path() -> Iterator[None]:
+    """Make fake CPU tensors allocate as CUDA ones do. For use inside a fake mode only: nothing is computed."""
+    library = torch.library.Library("aten", "IMPL")
+    for names, policy in ((CAST_TO_FP32, _cast_inputs), (RESULT_IN_FP32, _set_dtype)):
+        for name in names:
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCPU"):
+                library.impl(name, policy(_overload(name)), "AutocastCPU")
+    before = F.dropout, F.scaled_dot_product_attention
+    F.dropout, F.scaled_dot_product_attention = _dropout, _attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.dropout, F.scaled_dot_product_attention = before
+        library._destroy()
+
+
+def fake_copy(model: nn.Module) -> nn.Module:
+    """The model with empty fake CPU tensors in place of its parameters, buffers and plain tensor attributes.
+
+    Enter `fake_mode()` first. The model may be real or on the meta device; its values are neither read nor
+    copied. Ties, views of one storage, `requires_grad` and attributes of parameters stay.
+    Raises Unsupported for tensor subclasses (quantised weights), which have no fake form here.
+    """
+    tensors = list(_own_tensors(model))
+    users = Counter(t.untyped_storage()._cdata for t in tensors)
+    bases: dict[int, Tensor] = {}
+    memo: dict[int, Any] = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        alone = users[storage._cdata] == 1 and storage.nbytes() == tensor.nbytes and tensor.storage_offset() == 0
+        if alone:
+            data = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+        else:
+            if storage._cdata not in bases:
+                bases[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8, device="cpu")
+            typed = bases[storage._cdata].view(tensor.dtype)
+            data = typed.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+        if isinstance(tensor, nn.Parameter):
+            data = nn.Parameter(data, requires_grad=tensor.requires_grad)
+        data.__dict__.update({name: value for name, value in vars(tensor).items() if name not in vars(data)})
+        memo[id(tensor)] = data
+    return copy.deepcopy(model, memo)
+
+
+def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Every tensor that the model's modules hold, once."""
+    seen: set[int] = set()
+    for module in model.modules():
+        held = [*module._parameters.values(), *module._buffers.values(), *tensors_in(plain_attributes(module))]
+        for tensor in held:
+            if tensor is None or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer, FakeTensor):
+                raise Unsupported(
+                    f"{type(module).__name__} holds a {type(tensor).__name__}, which has no fake copy; "
+                    "measure this model on a real device instead"
+                )
+            yield tensor
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not training or p == 0:
+        return input
+    if inplace or p == 1:
+        return (aten.dropout_ if inplace else aten.dropout)(input, p, training)
+    return torch.native_dropout(input, p, True)[0]
+
+
+def _attention(  # noqa: PLR0917  (the signature of the function it stands for)
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What `scaled_dot_product_attention` runs on CUDA: flash for half precision without a mask, else
+    memory-efficient attention. q, k, v: (batch, heads, length, head size)."""
+    if torch.is_autocast_enabled("cpu"):
+        low = torch.get_autocast_dtype("cpu")
+        query, key, value = (t.to(low) if t.dtype is torch.float32 else t for t in (query, key, value))
+        if attn_mask is not None and attn_mask.dtype is torch.float32:
+            attn_mask = attn_mask.to(low)
+    with _without_autocast():
+        if attn_mask is None and query.dtype in HALF and query.size(-1) <= 256 and query.size(-1) % 8 == 0:
+            out = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)
+            return out[0]
+        if enable_gqa and key.size(1) != query.size(1):  # only flash shares key and value heads
+            groups = query.size(1) // key.size(1)
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        bias = None if attn_mask is None else _attention_bias(attn_mask, query, key)
+        saves = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        return aten._scaled_dot_product_efficient_attention(
+            query, key, value, bias, saves, dropout_p, is_causal, scale=scale
+        )[0]
+
+
+def _attention_bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """The mask as an additive bias with strides that are multiples of 8 (native/transformers/attention.cpp)."""
+    if mask.dtype is torch.bool:
+        mask = torch.where(mask, 0.0, torch.full((), float("-inf"), dtype=query.dtype))
+    if mask.stride(-1) != 1 or any(stride % 8 for stride in mask.stride()[:-1]):
+        length = mask.size(-1)
+        mask = F.pad(mask, (0, 8 - length % 8))[..., :length]
+    return mask.expand(query.size(0), query.size(1), query.size(2), key.size(2))
+
+
+def _overload(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(aten, packet), overload or "default")
+
+
+def _cast_inputs(op: Any) -> Any:
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        with _without_autocast():
+            return op(*(_float(a) for a in args), **{k: _float(v) for k, v in kwargs.items()})
+
+    return kernel
+
+
+def _set_dtype(op: Any) -> Any:
+    def kernel(input: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+        with _without_autocast():
+            if dtype is None and input.dtype in HALF:
+                dtype = torch.float32
+            return op(input, *args, dtype=dtype, **kwargs)
+
+    def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+        with _without_autocast():
+            if input.dtype in HALF and dtype in (None, torch.float32):  # one kernel on CUDA, no float32 input
+                return aten._softmax(input, dim, True)
+            return op(input, dim, dtype)
+
+    return softmax if op is aten.softmax.int else kernel
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+def _without_autocast() -> Any:
+    return torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU))

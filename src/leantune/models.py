@@ -1,0 +1,176 @@
+"""Task models on real weights, and the same models without weights on the meta device.
+
+`spec` is the content of a `models/*.yaml`: `source` (see sources.py), `architecture`, `family`, `traits`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from leantune.errors import BadInput
+from leantune.sources import entry, fetch, file_sha256
+
+_CLASSES: dict[str, Any] = {
+    "classification": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "causal_lm": AutoModelForCausalLM,
+    "masked_lm": AutoModelForMaskedLM,
+}
+_PROBLEM: dict[str, Any] = {"classification": "single_label_classification", "regression": "regression"}
+
+
+def load_tokenizer(spec: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the right; its pad token is the end token where it has none."""
+    folder = _bpe_folder(spec["architecture"]["vocab_size"]) if _from_scratch(spec) else _folder(spec)
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0, seed: int = 0) -> nn.Module:
+    """The model for a task kind in fp32 on the CPU, in train mode; its new head is drawn from `seed`.
+
+    `num_labels` counts for classification only: regression has one output, language models none.
+    Torch's global generator is left as it was. Raises BadInput where the weights cannot be had.
+    """
+    _check(spec, kind)
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if _from_scratch(spec):
+            return _finished(_CLASSES[kind].from_config(_config(spec, kind, num_labels), dtype=torch.float32), kind)
+        folder = _folder(spec)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        _set_task(config, kind, num_labels)
+        model = _CLASSES[kind].from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True)
+    return _finished(model, kind)
+
+
+def empty_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0) -> nn.Module:
+    """The same model on the meta device, from `architecture` alone: shapes and no values, nothing fetched."""
+    _check(spec, kind)
+    with _quiet(), torch.device("meta"):
+        model = _CLASSES[kind].from_config(_config(spec, kind, num_labels), dtype=torch.float32)
+    return _finished(model, kind)
+
+
+def _finished(model: nn.Module, kind: str) -> nn.Module:
+    if kind == "causal_lm":
+        model.loss_type = "ForCausalLM"  # transformers finds it by class name, and GPT-2's does not say it
+    return model.train()
+
+
+def _from_scratch(spec: Mapping[str, Any]) -> bool:
+    return bool(spec["source"].get("none"))
+
+
+def _config(spec: Mapping[str, Any], kind: str, num_labels: int) -> PretrainedConfig:
+    architecture = dict(spec["architecture"])
+    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    _set_task(config, kind, num_labels)
+    return config
+
+
+def _check(spec: Mapping[str, Any], kind: str) -> None:
+    if kind not in spec["kinds"]:
+        raise BadInput(f"model '{spec['name']}' does not do {kind}; it does {', '.join(spec['kinds'])}")
+
+
+def _set_task(config: PretrainedConfig, kind: str, num_labels: int) -> None:
+    config.use_cache = False  # it serves generation; in training it only costs memory
+    if kind in _PROBLEM:
+        config.num_labels = 1 if kind == "regression" else num_labels
+        config.problem_type = _PROBLEM[kind]  # else inferred from the labels, which DeBERTa cannot do on meta
+        if getattr(config, "pad_token_id", None) is None:  # a decoder classifies at the last token before padding
+            end = config.eos_token_id
+            config.pad_token_id = end[0] if isinstance(end, list) else (0 if end is None else end)
+
+
+def _folder(spec: Mapping[str, Any]) -> Path:
+    """The folder with config, tokenizer and safetensors; a gguf file is converted first, once."""
+    source = spec["source"]
+    path = fetch(source, spec.get("folder"))
+    if source.get("format") != "gguf":
+        return path
+    digest = source["sha256"] if "package" in source else file_sha256(path)  # a package may hold several
+    return entry(f"{digest}-{path.stem}-safetensors", lambda folder: _convert(path, folder))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantize to fp32. transformers refuses to save a model that it read from gguf, so build a plain one."""
+    with _quiet(), redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+        read = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+        config = read.config
+        del config.quantization_config
+        model = type(read)(config)
+        model.load_state_dict(read.state_dict())
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _bpe_folder(vocabulary: int) -> Path:
+    """A byte-level BPE of `vocabulary` tokens made from the texts of the task `pretrain`, once."""
+    from leantune import data, registry
+
+    task = registry.get("tasks", "pretrain")
+    texts = data.load_rows({**task.spec, "folder": task.folder})["all"]["text"]
+
+    def build(folder: Path) -> None:
+        made = Tokenizer(BPE())
+        made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        made.decoder = ByteLevelDecoder()
+        trainer = BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        made.train_from_iterator(texts, trainer)
+        end = "<|endoftext|>"
+        PreTrainedTokenizerFast(tokenizer_object=made, bos_token=end, eos_token=end).save_pretrained(folder)
+
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return entry(f"{digest}-bpe{vocabulary}", build)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No reports of newly made heads, no loading bars; the caller's settings come back afterwards."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

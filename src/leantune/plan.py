@@ -1,0 +1,243 @@
+"""What a config asks for: its cells, each with resolved settings, comparability key, hashes and record path.
+
+Torch-free and fast: the DAG calls `expand` once. A `Cell` is also what `leantune run` resolves from its flags,
+so the two can never disagree.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leantune import MEASUREMENT_VERSION, registry
+from leantune.errors import BadInput
+from leantune.registry import Part, Plugin
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "dtype": "bf16",
+    "head_lr": 1.0e-3,
+    "warmup": 0.1,
+    "schedule": "linear",
+    "clip": 0.0,  # 0 is no gradient clipping: the norm's rounding would differ between methods
+    "accumulate": 1,
+    "checkpointing": False,
+    "evaluations": 4,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: model x task x stack x seed, every setting resolved."""
+
+    model: Plugin
+    task: Plugin
+    parts: tuple[Part, ...]
+    seed: int
+    trial: int | None
+    device: str  # cpu | cuda
+    splits: dict[str, int]
+    training: dict[str, Any]
+    overrides: dict[str, Any]  # the --set words, as given
+    hardware: str
+
+    @property
+    def method(self) -> str:
+        return registry.stack_name(self.parts)
+
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """What the record depends on; a record with other hashes is stale."""
+        settings = {"splits": self.splits, "training": self.training}
+        return {
+            "method": registry.stack_hash(self.parts),
+            "task": registry.task_hash(self.task, settings),
+            "model": registry.model_hash(self.model),
+        }
+
+    @functools.cached_property
+    def key(self) -> dict[str, Any]:
+        """The comparability key; rows are ranked only where it is equal. `samples` is filled in by the worker."""
+        t = self.training
+        key: dict[str, Any] = {
+            "hardware": self.hardware,
+            "device": self.device,
+            "dtype": t["dtype"],
+            "batch": t["batch"],
+            "length": t["length"],
+            "steps": t["steps"],
+            "checkpointing": t["checkpointing"],
+            "torch": torch_minor(),
+            "measurement": MEASUREMENT_VERSION,
+        }
+        digest = hashlib.sha256(json.dumps([key, self.hashes["task"]], sort_keys=True).encode()).hexdigest()[:8]
+        short = f"{self.device}-{t['dtype']}-b{t['batch']}-l{t['length']}-s{t['steps']}-{digest}"
+        return {"short": short, **key, "samples": None}
+
+    @property
+    def model_name(self) -> str:
+        """The model of the row: a control has none."""
+        return "none" if self.parts[0].slot == "control" else self.model.name
+
+    @property
+    def record_path(self) -> str:
+        """Where the record goes, below `<output>/`."""
+        folder = "tuning" if self.trial is not None else "records"
+        name = f"{self.seed}.json" if self.trial is None else f"{self.seed}-trial{self.trial}.json"
+        return f"{folder}/{self.key['short']}/{self.model_name}/{self.task.name}/{self.method}/{name}"
+
+    @property
+    def memory_estimate(self) -> int:
+        """Bytes of host memory to ask a scheduler for: a coarse upper bound, 16 bytes a parameter and 1.5 GiB."""
+        parameters = 0 if self.model_name == "none" else int(self.model.spec["parameters"])
+        return int(1.5 * 2**30) + 16 * parameters
+
+    def command(self, out: str = "FILE") -> list[str]:
+        """The exact words that run this cell again."""
+        words = [
+            "leantune",
+            "run",
+            "--model",
+            self.model.name,
+            "--task",
+            self.task.name,
+            "--method",
+            self.method,
+        ]
+        words += ["--seed", str(self.seed), "--device", self.device]
+        words += [] if self.trial is None else ["--trial", str(self.trial)]
+        for key, value in self.overrides.items():
+            words += ["--set", f"{key}={json.dumps(value)}"]
+        return [*words, "--out", out]
+
+
+def resolve(
+    model: str,
+    task: str,
+    method: str,
+    seed: int = 0,
+    *,
+    trial: int | None = None,
+    device: str = "auto",
+    overrides: Mapping[str, Any] | None = None,
+) -> Cell:
+    """One cell from names. `overrides`: `task.KEY` changes a split size or training setting, `METHOD.KEY` a
+    method's setting. Raises BadInput naming the word that is wrong and what is allowed."""
+    overrides = dict(overrides or {})
+    task_plugin = registry.get("tasks", task)
+    own = {k.removeprefix("task."): v for k, v in overrides.items() if k.startswith("task.")}
+    splits = {"seed": 0, **task_plugin.spec["splits"]}
+    training = {**TRAINING_DEFAULTS, **task_plugin.spec["training"]}
+    for key, value in own.items():
+        target = splits if key in ("train", "validation", "test", "seed") else training
+        if key not in splits and key not in training:
+            raise BadInput(
+                f"'task.{key}' is no setting of task '{task}'; its settings: {', '.join([*splits, *training])}"
+            )
+        target[key] = value
+    registry.validate({**task_plugin.spec, "splits": splits, "training": training}, "task", f"task '{task}' with --set")
+    for_methods = {k: v for k, v in overrides.items() if not k.startswith("task.")}
+    parts = registry.parse_stack(method, task_plugin.spec["kind"], for_methods)
+    device = resolve_device(device)
+    return Cell(
+        registry.get("models", model), task_plugin, parts, seed, trial, device, splits, training, overrides,
+        hardware(device),
+    )  # fmt: skip
+
+
+def expand(config: Mapping[str, Any]) -> list[Cell]:
+    """Every cell of a validated config, in the order of the file, each once."""
+    cells: dict[str, Cell] = {}
+    for block in config["cells"]:
+        for model in block["models"]:
+            for task in block["tasks"]:
+                for method in block["methods"]:
+                    for seed in block.get("seeds", config["seeds"]):
+                        settings = {**config.get("set", {}), **block.get("set", {})}
+                        stacked = {w.partition("@")[0] for w in method.split("+")} | {"task"}
+                        mine = {k: v for k, v in settings.items() if k.partition(".")[0] in stacked}
+                        cell = resolve(model, task, method, seed, device=config["device"], overrides=mine)
+                        cells.setdefault(cell.record_path, cell)
+    return list(cells.values())
+
+
+def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its defaults, validated. Raises BadInput naming file and key."""
+    given = registry.read_yaml(source) if isinstance(source, Path) else dict(source)
+    registry.validate(given, "config", source if isinstance(source, Path) else "config")
+    defaults = {
+        "output": "runs/default",
+        "seeds": [0],
+        "device": "auto",
+        "allowed_statuses": ["ok", "unsupported"],
+        "timeout_minutes": 60,
+    }
+    return {**defaults, **given}
+
+
+def parse_settings(words: list[str]) -> dict[str, Any]:
+    """`["lora.rank=4", "task.steps=10"]` as a mapping; values are YAML scalars or lists."""
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*", key):
+            raise BadInput(f"--set '{word}' is not of the form METHOD.PARAM=VALUE or task.KEY=VALUE")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise BadInput(f"--set '{word}': the value is not valid YAML") from error
+        if isinstance(settings[key], str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", settings[key]):
+            settings[key] = float(settings[key])  # YAML 1.1 reads 1e-3 as a string
+    return settings
+
+
+@functools.cache
+def resolve_device(device: str) -> str:
+    """`auto` is cuda where a GPU answers. Asks nvidia-smi, so that no torch is imported."""
+    if device != "auto":
+        return device
+    return "cuda" if _gpu_name() else "cpu"
+
+
+@functools.cache
+def _gpu_name() -> str | None:
+    try:
+        out = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    names = [line.strip() for line in out.stdout.splitlines() if line.strip()]
+    return names[0] if out.returncode == 0 and names else None
+
+
+@functools.cache
+def hardware(device: str) -> str:
+    """The GPU's name, or the CPU's model; times are compared only where it is equal."""
+    if device == "cuda":
+        return _gpu_name() or "unknown GPU"
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return model.group(1).strip() if model else platform.processor() or platform.machine()
+
+
+@functools.cache
+def torch_minor() -> str:
+    """Installed torch as `major.minor`, read without importing it."""
+    return ".".join(importlib.metadata.version("torch").split("+")[0].split(".")[:2])

@@ -1,0 +1,165 @@
+"""What people read: the Markdown leaderboard, and what a run reproduced of the published results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from leantune.errors import BadInput
+from leantune.rows import KEY, Record, Row, value
+
+BEGIN, END = "<!-- leaderboard:begin -->", "<!-- leaderboard:end -->"
+
+
+def bytes_text(count: int | float | None) -> str:
+    """A byte count in MiB, or in GiB from one GiB on; empty for None."""
+    if count is None:
+        return ""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def count_text(count: int | None) -> str:
+    """A parameter count in thousands or millions."""
+    if count is None:
+        return ""
+    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k" if count >= 1e3 else str(count)
+
+
+def _number(number: float | None, digits: int = 3) -> str:
+    return "" if number is None else f"{number:.{digits}f}"
+
+
+def markdown_leaderboard(rows: Sequence[Row]) -> str:
+    """A compact Markdown table per model, task and key of `tables.leaderboard` rows, best first."""
+    parts = []
+    for (model, task, key), group in groupby(rows, key=lambda row: (row["model"], row["task"], row["key"])):
+        found = list(group)
+        metric = next((r for r in found if r.get("quality_metric")), {})
+        better = f" ({'higher' if metric['higher_is_better'] else 'lower'} is better)" if metric else ""
+        parts.append(f"**{task}** with {model}, {metric.get('quality_metric') or 'quality'}{better}, `{key}`\n")
+        parts.append("| tier | method | quality | seeds | peak memory | x full | step | trainable | stored |")
+        parts.append("|---|---|---|---|---|---|---|---|---|")
+        parts += [_markdown_row(row) for row in found]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _markdown_row(row: Row) -> str:
+    if row["status"] != "ok":
+        return f"| | {row['method']} | {row['status']} | | | | | | |"
+    quality = _number(row.get("quality_mean"))
+    if row.get("quality_low") is not None:
+        quality += f" [{row['quality_low']:.3f}, {row['quality_high']:.3f}]"
+    step = row.get("step_seconds_median")
+    cells = [
+        "" if row.get("tier") is None else str(row["tier"]),
+        row["method"],
+        quality,
+        str(row["seeds"]) + (f" ({row['failed_seeds']} failed)" if row["failed_seeds"] else ""),
+        bytes_text(row.get("peak_memory_bytes")),
+        _number(row.get("peak_vs_full"), 2),
+        "" if step is None else f"{1000 * step:.0f} ms",
+        count_text(row.get("trainable_parameters")),
+        bytes_text(row.get("checkpoint_bytes")),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def update_readme(path: Path, markdown: str) -> None:
+    """Put the Markdown between the two leaderboard marks of a file. Raises BadInput where they are missing."""
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BadInput(f"{path} has no line '{BEGIN}' followed by '{END}'; add the two where the table belongs")
+    path.write_text(f"{before}{BEGIN}\n{markdown.strip()}\n{END}{after}", encoding="utf-8")
+
+
+# ------------------------------------------------------------------ reproduced against published
+
+# Fields that leave quality comparable (machine and library build), and of them those that leave bytes exact.
+_QUALITY_MAY_DIFFER = {"hardware", "torch"}
+_BYTES_MAY_DIFFER = {"hardware"}
+
+
+def compare_records(run: Iterable[Record], published: Iterable[Record]) -> str:
+    """A text table, one row per cell of the run: what was reproduced of what is published.
+
+    Quality is compared where nothing but hardware and torch differ, exact bytes where nothing but hardware
+    does, step times on equal hardware only. The last column says what could not be compared and why.
+    """
+    by_cell: dict[tuple, list[Record]] = {}
+    for record in published:
+        by_cell.setdefault(_cell(record), []).append(record)
+    rows, counts = [], {"cells": 0, "compared": 0, "bytes": 0, "equal": 0}
+    for record in sorted(run, key=_cell):
+        candidates = by_cell.get(_cell(record), [])
+        other = min(candidates, key=lambda o: (len(_differing(record, o)), o["key"]["short"]), default=None)
+        row, compared, same_bytes = _comparison(record, other)
+        rows.append([*_cell(record), *row])
+        counts["cells"] += 1
+        counts["compared"] += compared
+        counts["bytes"] += same_bytes is not None
+        counts["equal"] += bool(same_bytes)
+    columns = ("model", "task", "method", "seed", "quality", "published", "diff", "bytes", "step x", "not compared")
+    summary = (
+        f"{counts['compared']} of {counts['cells']} cells compared with published ones; "
+        f"peak bytes equal in {counts['equal']} of {counts['bytes']} that could be"
+    )
+    return f"reproduced against published\n{text_table(columns, rows)}\n{summary}"
+
+
+def _cell(record: Record) -> tuple[str, str, str, int]:
+    return (record["cell"]["model"], record["cell"]["task"], record["cell"]["method"], record["cell"]["seed"])
+
+
+def _differing(a: Record, b: Record) -> list[str]:
+    return [name for name in KEY if a["key"].get(name) != b["key"].get(name)]
+
+
+def _comparison(record: Record, other: Record | None) -> tuple[list[str | None], bool, bool | None]:
+    """(quality, published, difference, bytes, step ratio, why not), compared at all, bytes equal or None."""
+    mine = value(record, "quality.value")
+    quality = None if mine is None else f"{mine:.4f}"
+    if other is None:
+        return [quality, None, None, None, None, "not published"], False, None
+    for name, one in (("this run", record), ("published", other)):
+        if one["status"] != "ok":
+            reason = f"{name} ended as {one['status']}"
+            return [quality, None, None, None, None, reason], False, None
+    differing = _differing(record, other)
+    if set(differing) - _QUALITY_MAY_DIFFER:
+        return [quality, None, None, None, None, f"other {', '.join(differing)}"], False, None
+    theirs = value(other, "quality.value")
+    why = []
+    difference = None if mine is None or theirs is None else f"{mine - theirs:+.4f}"
+    peaks = [(value(r, "memory.peak_bytes"), value(r, "memory.peak_source")) for r in (record, other)]
+    same: bool | None = None
+    if set(differing) - _BYTES_MAY_DIFFER:
+        why.append(f"bytes: other {', '.join(sorted(set(differing) - _BYTES_MAY_DIFFER))}")
+    elif peaks[0][1] != peaks[1][1]:
+        why.append("bytes: other source")
+    elif None not in (peaks[0][0], peaks[1][0]):
+        same = peaks[0] == peaks[1]
+    ratio = None
+    if "hardware" in differing:
+        why.append("time: other hardware")
+    else:
+        times = [value(r, "time.step_seconds_median") for r in (record, other)]
+        ratio = f"{times[0] / times[1]:.2f}" if all(times) else None
+    if record["provenance"]["hashes"] != other["provenance"]["hashes"]:
+        why.append("the files changed since")
+    published = None if theirs is None else f"{theirs:.4f}"
+    bytes_word = None if same is None else "equal" if same else "differ"
+    return [quality, published, difference, bytes_word, ratio, "; ".join(why) or None], True, same
+
+
+def text_table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Columns padded to their widest cell, two spaces apart, None as a dash."""
+    lines = [list(columns), *([("-" if cell is None else str(cell)) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

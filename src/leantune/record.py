@@ -1,0 +1,131 @@
+"""The record: one JSON file per cell, checked against a schema, written whole or not at all."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from leantune import registry
+from leantune.errors import BadInput
+
+Record = dict[str, Any]
+STATUSES = ("ok", "oom", "timeout", "diverged", "unsupported", "error")
+EMPTY: Record = {
+    "schema": 1,
+    "status": "error",
+    "phase": None,
+    "reason": None,
+    "cell": {},
+    "key": {},
+    "memory": None,
+    "parameters": None,
+    "time": None,
+    "quality": None,
+    "inference": None,
+    "size": None,
+    "tuning": None,
+    "details": {},
+    "provenance": {},
+}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: a temporary file beside it, synced, then renamed. Raises BadInput naming the folder."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise BadInput(f"cannot write {path}: {error.strerror}; free space or choose another output folder") from error
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Validate against schemas/record.schema.json, then write atomically."""
+    registry.validate(record, "record", f"record for {path}")
+    write_json(path, record)
+
+
+def read_record(path: Path) -> Record:
+    """One record. Raises BadInput naming the file where it is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: damaged record ({str(error)[:120]}); delete it and run its cell again") from error
+    registry.validate(record, "record", path)
+    return record
+
+
+def read_records(folder: Path) -> Iterator[tuple[Path, Record | BadInput]]:
+    """Every record below `folder` in path order; a damaged one comes as the error that names it."""
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            yield path, read_record(path)
+        except BadInput as error:
+            yield path, error
+
+
+def provenance(command: list[str], hashes: dict[str, str], hardware: str) -> dict[str, Any]:
+    """Where a record comes from: commit, packages, machine and the command that repeats it. Missing is null."""
+    names = ("torch", "transformers", "datasets", "evaluate", "peft", "numpy", "scikit-learn", "snakemake")
+    commit, dirty = _git_state()
+    return {
+        "command": " ".join(command),
+        "commit": commit,
+        "dirty": dirty,
+        "hashes": hashes,
+        "packages": {n: _version(n) for n in names},
+        "python": platform.python_version(),
+        "hardware": {
+            "name": hardware,
+            "cores": os.cpu_count(),
+            "memory_bytes": _memory_bytes(),
+            "system": platform.platform(),
+        },
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _git_state() -> tuple[str | None, bool | None]:
+    """(commit, dirty) of the checkout; working output and published results do not count as dirt."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not (root / ".git").exists():
+        return None, None
+    status = git("status", "--porcelain", "--", ".", ":!runs", ":!results", ":!README.md")
+    return git("rev-parse", "HEAD"), None if status is None else bool(status)

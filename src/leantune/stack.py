@@ -1,0 +1,75 @@
+"""A stack of method plugins at work: one object that calls each hook on the plugins that have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from leantune.api import Change, Context, Data, Groups, Method
+from leantune.registry import Part, load_method
+
+
+class Stack:
+    """The plugins of a cell in slot order. Built from `registry.parse_stack(...)`."""
+
+    def __init__(self, parts: tuple[Part, ...]) -> None:
+        self.parts = parts
+        self.methods: dict[str, Method] = {p.slot: load_method(p.plugin.name)(p.params) for p in parts}
+
+    @property
+    def control(self) -> Method | None:
+        return self.methods.get("control")
+
+    @property
+    def trains(self) -> bool:
+        """False for a stack that only evaluates the model (zero-shot)."""
+        return all(p.plugin.spec.get("trains", True) for p in self.parts)
+
+    def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
+        """Vocabulary first, then adaptation; the optimizer slot has nothing to attach to."""
+        for slot in ("vocabulary", "adaptation"):
+            if slot in self.methods:
+                model, data = self.methods[slot].attach(model, data, ctx)
+        return model, data
+
+    def parameter_groups(self, model: nn.Module, ctx: Context) -> Groups:
+        return self.methods["adaptation"].parameter_groups(model, ctx)
+
+    def optimizer(self, groups: Groups, ctx: Context) -> torch.optim.Optimizer:
+        chooser = self.methods.get("optimizer", self.methods["adaptation"])
+        return chooser.optimizer(groups, ctx)
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        terms = [t for t in (m.penalty(model) for m in self.methods.values()) if t is not None]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def on_step(self, model: nn.Module, step: int, ctx: Context) -> None:
+        for method in self.methods.values():
+            method.on_step(model, step, ctx)
+
+    def on_progress(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: float, ctx: Context
+    ) -> Change | None:
+        """All plugins see the check; the changes they make are joined into one."""
+        joined: Change | None = None
+        for method in self.methods.values():
+            change = method.on_progress(model, optimizer, progress, ctx)
+            if change is not None:
+                model = change.model
+                joined = Change(model, change.new_optimizer or bool(joined and joined.new_optimizer))
+        return joined
+
+    def export(self, model: nn.Module, ctx: Context) -> nn.Module:
+        for slot in ("adaptation", "vocabulary"):
+            if slot in self.methods:
+                model = self.methods[slot].export(model, ctx)
+        return model
+
+
+def context_cache(cache: Path, model_hash: str) -> Path:
+    """The folder for results that depend on a model's weights only."""
+    folder = cache / "derived" / model_hash[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

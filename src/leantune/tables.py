@@ -1,0 +1,145 @@
+"""The tables of an output folder: CSV files, the README leaderboard, the gate, and publishing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from leantune import plan
+from leantune.errors import BadInput
+from leantune.published import compare_records, markdown_leaderboard, text_table, update_readme
+from leantune.record import read_records
+from leantune.rows import (
+    CELL_COLUMNS,
+    FAILURE_COLUMNS,
+    LEADERBOARD_COLUMNS,
+    Entry,
+    Record,
+    Row,
+    cells,
+    failures,
+    leaderboard,
+    read_entries,
+)
+
+__all__ = ["compare_published", "markdown_leaderboard", "not_allowed", "publish", "update_readme", "write_tables"]
+
+
+def write_tables(output: Path, expected: Iterable[plan.Cell] = ()) -> list[Row]:
+    """Write cells.csv, leaderboard.csv and failures.csv into `<output>/tables`; returns the leaderboard's rows.
+
+    Same records, same bytes. Damaged files are named on stderr and in failures.csv, and the tables go on
+    without them; `expected` cells that have no record are `missing` there.
+    """
+    entries = _entries(output, expected)
+    for entry in entries:
+        if entry.status == "damaged":
+            print(f"warning: damaged record: {entry.problem}", file=sys.stderr)
+    rows = leaderboard(entries)
+    _write(output / "tables" / "cells.csv", csv_text(cells(entries), CELL_COLUMNS))
+    _write(output / "tables" / "leaderboard.csv", csv_text(rows, LEADERBOARD_COLUMNS))
+    _write(output / "tables" / "failures.csv", csv_text(failures(entries), FAILURE_COLUMNS))
+    return rows
+
+
+def not_allowed(output: Path, expected: Iterable[plan.Cell], allowed: Sequence[str]) -> list[str]:
+    """A table, as lines, of the expected cells that ended otherwise than the config allows; empty if none did."""
+    cells = list(expected)
+    files = {_file(cell) for cell in cells}
+    entries = [entry for entry in _entries(output, cells) if entry.file in files]
+    bad = [row for row in failures(entries) if row["status"] not in allowed]
+    if not bad:
+        return []
+    columns = ("status", "model", "task", "method", "seed", "phase", "reason")
+    table = text_table(columns, ([row.get(column) for column in columns] for row in bad))
+    statuses = ",".join(sorted({row["status"] for row in bad}))
+    return [
+        *table.splitlines(),
+        f"{len(bad)} of {len(cells)} cells ended with a status that the config does not allow ({statuses}); "
+        f"the tables in {output / 'tables'} go without them, `leantune rerun --status {statuses}` starts them again",
+    ]
+
+
+def compare_published(run: Path, published: Path) -> str:
+    """What a folder of records reproduced of the published one, as a text table."""
+    return compare_records(_readable(run), _readable(published))
+
+
+def publish(output: Path, target: Path, expected: Iterable[plan.Cell]) -> None:
+    """Copy the records and tables of a run to the published results, replacing what was there of each cell.
+
+    Published records of other keys (another machine) stay. Raises BadInput where there is nothing to publish.
+    """
+    entries = [entry for entry in _entries(output, expected) if entry.record is not None]
+    if not entries:
+        raise BadInput(f"{output / 'records'} holds no record; run the cells first, then publish")
+    for entry in entries:
+        (target / "records" / entry.file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(output / "records" / entry.file, target / "records" / entry.file)
+    write_tables(target)
+
+
+# ------------------------------------------------------------------ helpers
+
+
+def _file(cell: plan.Cell) -> str:
+    return cell.record_path.removeprefix("records/")
+
+
+def _entries(output: Path, expected: Iterable[plan.Cell]) -> list[Entry]:
+    return read_entries(output / "records", [_file(cell) for cell in expected], is_stale)
+
+
+def is_stale(record: Record) -> bool:
+    """Whether the method, task or model is no longer what the record was measured with, or is gone."""
+    words = shlex.split(record["provenance"]["command"])
+    flags = list(itertools.pairwise(words))
+    cell, device = record["cell"], record["key"]["device"]
+    try:
+        now = plan.resolve(
+            next((word for flag, word in flags if flag == "--model"), cell["model"]),  # a control's row has none
+            cell["task"],
+            cell["method"],
+            cell["seed"],
+            device=device,
+            overrides=plan.parse_settings([word for flag, word in flags if flag == "--set"]),
+        )
+    except BadInput:
+        return True
+    return any(record["provenance"]["hashes"].get(name) != digest for name, digest in now.hashes.items())
+
+
+def _readable(records: Path) -> list[Record]:
+    return [record for _, record in read_records(records) if not isinstance(record, BadInput) and record]
+
+
+def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The rows as CSV with a header; absent and None values are empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_text(row.get(column)) for column in columns] for row in rows)
+    return out.getvalue()
+
+
+def _text(cell: Any) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    return f"{cell:.8g}" if isinstance(cell, float) and not cell.is_integer() else str(cell)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error

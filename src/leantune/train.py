@@ -1,0 +1,168 @@
+"""The one training loop: plain PyTorch, the same on a CPU, a GPU and fake tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from leantune.api import Batch, Context
+from leantune.errors import Diverged
+from leantune.stack import Stack
+
+CHECKS = 10  # on_progress calls a run
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train. Warm-up is a fraction of the steps; clip 0 means no clipping."""
+
+    steps: int
+    dtype: str = "fp32"
+    warmup: float = 0.1
+    schedule: str = "linear"
+    clip: float = 0.0
+    accumulate: int = 1
+    checks: int = CHECKS
+    evaluations: int = 0
+
+    @classmethod
+    def from_training(cls, training: dict[str, Any]) -> Schedule:
+        """From a task's resolved `training` settings."""
+        return cls(**{k: training[k] for k in cls.__dataclass_fields__ if k in training})
+
+
+class Watch:
+    """What an observer may follow; the meter, the progress bar and the clock are watches. All hooks do nothing."""
+
+    def mark(self, phase: str) -> None:
+        """Entering `forward`, `backward`, `optimizer` or `other` within a step."""
+
+    def prepared(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer was built, at the start or after a method asked for a new one."""
+
+    def gradients(self, model: nn.Module) -> None:
+        """Gradients are complete and not yet used."""
+
+    def step(self, step: int, seconds: float, loss: float) -> None:
+        """Step `step` (1-based) took `seconds` with the device synchronised."""
+
+    def changed(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """A method changed what is trained, so memory from here on differs."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run leaves: the trained model, seconds and loss of every step, and the curve."""
+
+    model: nn.Module
+    step_seconds: list[float]
+    losses: list[float]
+    curve: list[dict[str, float]]
+
+
+def train(
+    model: nn.Module,
+    stack: Stack,
+    batches: Iterator[Batch],
+    schedule: Schedule,
+    ctx: Context,
+    watch: Watch | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+) -> Training:
+    """Train for `schedule.steps` optimizer steps. `evaluate` runs outside the clock, `schedule.evaluations` times.
+
+    Raises Diverged with the step where the loss is not finite.
+    """
+    watch = watch or Watch()
+    optimizer, scheduler = _prepare(model, stack, schedule, ctx, done=0)
+    watch.prepared(model, optimizer)
+    check_steps = _fractions(schedule.steps, schedule.checks)
+    evaluation_steps = _fractions(schedule.steps, schedule.evaluations if evaluate else 0)
+    seconds: list[float] = []
+    losses: list[float] = []
+    curve: list[dict[str, float]] = []
+    model.train()
+    for step in range(1, schedule.steps + 1):
+        micro_batches = [_to(next(batches), ctx.device) for _ in range(schedule.accumulate)]
+        started = _now(ctx.device)
+        total = 0.0
+        for batch in micro_batches:
+            watch.mark("forward")
+            with _autocast(ctx.device, schedule.dtype):
+                loss = model(**batch).loss
+                extra = stack.penalty(model)
+                if extra is not None:
+                    loss = loss + extra
+                if schedule.accumulate > 1:
+                    loss = loss / schedule.accumulate
+            watch.mark("backward")
+            loss.backward()
+            total += loss.item()
+            del loss, extra
+        if not math.isfinite(total):
+            raise Diverged(f"the loss is {total} at step {step} of {schedule.steps}; try a lower learning rate")
+        watch.gradients(model)
+        watch.mark("optimizer")
+        if schedule.clip:
+            torch.nn.utils.clip_grad_norm_((p for p in model.parameters() if p.grad is not None), schedule.clip)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        watch.mark("other")
+        stack.on_step(model, step, ctx)
+        if step in check_steps:
+            change = stack.on_progress(model, optimizer, check_steps[step], ctx)
+            if change is not None:
+                model = change.model
+                if change.new_optimizer:
+                    optimizer, scheduler = _prepare(model, stack, schedule, ctx, done=step)
+                    watch.prepared(model, optimizer)
+                watch.changed(model, optimizer, step)
+        seconds.append(_now(ctx.device) - started)
+        losses.append(total)
+        watch.step(step, seconds[-1], total)
+        if step in evaluation_steps and evaluate is not None:
+            value = evaluate(model)
+            curve.append({"step": step, "seconds": sum(seconds), "value": value, "loss": total})
+            model.train()
+    return Training(model, seconds, losses, curve)
+
+
+def _prepare(
+    model: nn.Module, stack: Stack, schedule: Schedule, ctx: Context, done: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Optimizer and learning-rate scheduler, the latter at the position of `done` steps."""
+    optimizer = stack.optimizer(stack.parameter_groups(model, ctx), ctx)
+    warmup = round(schedule.warmup * schedule.steps)
+    scheduler = get_scheduler(schedule.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=schedule.steps)
+    for _ in range(done):
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # the steps were taken by the former optimizer
+        scheduler.step()
+    return optimizer, scheduler
+
+
+def _fractions(steps: int, count: int) -> dict[int, float]:
+    """Step to progress for `count` even fractions of the run; several that fall on one step are one."""
+    return {max(1, round(steps * k / count)): k / count for k in range(1, count + 1)}
+
+
+def _autocast(device: str, dtype: str) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device, torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
+
+
+def _to(batch: Batch, device: str) -> Batch:
+    return batch if device == "cpu" else {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+
+
+def _now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,359 @@
+"""The worker: one process that runs one cell through its phases and leaves a result for the supervisor.
+
+    import, predict, wait (memory lease), load, attach, measure, training (its first step apart),
+    export, evaluation, inference
+
+`python -m leantune.worker FOLDER` reads `FOLDER/job.json` and writes `FOLDER/phases.jsonl` (a line as each phase
+starts, so that a killed worker's last phase is known) and `FOLDER/result.json`. The score is that of the exported
+model, so export comes before evaluation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from leantune import data as datasets_
+from leantune import lease, metrics, models, plan, predict, record, registry, sources
+from leantune.api import Context, Data, is_head, mark_head
+from leantune.errors import BadInput, Diverged, Unsupported
+from leantune.evaluate import predict_split
+from leantune.meter.cuda import CudaMemory
+from leantune.meter.host import HostMemory
+from leantune.stack import Stack, context_cache
+from leantune.train import Schedule, Training, Watch, train
+
+INFERENCE_REPEATS = 3
+
+
+class Phases:
+    """Marks the start of each phase in a file, times it, and keeps its memory high-water marks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = (folder / "phases.jsonl").open("a", buffering=1)
+        self.current = "import"
+        self.seconds = {"import": time.time() - psutil.Process().create_time()}
+        self.host = HostMemory()
+        self.cuda = CudaMemory()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.mark(name)
+        started = time.perf_counter()
+        with self.host.phase(name), self.cuda.phase(name):
+            try:
+                yield
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def mark(self, name: str) -> None:
+        self.current = name
+        self.file.write(json.dumps({"phase": name}) + "\n")
+
+
+class Progress(Watch):
+    """The cell's bar with the time left on a terminal, one line per tenth of the run elsewhere."""
+
+    def __init__(self, cell: plan.Cell, phases: Phases) -> None:
+        steps = cell.training["steps"]
+        self.phases = phases
+        self.terminal = sys.stderr.isatty()
+        every = None if self.terminal else max(1, steps // 10)
+        self.bar = tqdm(
+            total=steps, desc=f"{cell.task.name} {cell.method}", unit="step", file=sys.stderr,
+            miniters=every, mininterval=0.1 if self.terminal else 0, ascii=None if self.terminal else True,
+        )  # fmt: skip
+
+    def step(self, step: int, seconds: float, loss: float) -> None:
+        if step == 1:
+            self.phases.mark("steady training")
+        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self.bar.update()
+
+
+class Intervals(Progress):
+    """Also measures memory again whenever a method changed what is trained (SAFE, SoftLMs)."""
+
+    def __init__(self, cell: plan.Cell, phases: Phases, probe: predict.Probe) -> None:
+        super().__init__(cell, phases)
+        self.probe = probe
+        self.readings: list[dict[str, Any]] = []
+
+    def changed(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        reading = self.probe(model)
+        self.readings.append({"step": step, "peak_bytes": reading["peak_bytes"], "by_kind": reading["by_kind"]})
+
+
+def run_cell(cell: plan.Cell, folder: Path, phases: Phases, force: bool) -> dict[str, Any]:
+    """Run one cell; returns the parts of the record that the worker knows.
+
+    Raises BadInput, Unsupported, Diverged, lease.DoesNotFit or an out-of-memory error.
+    """
+    stack = Stack(cell.parts)
+    if stack.control is not None:
+        return _run_control(cell, stack, folder, phases)
+    spec, kind, training = cell.model.spec, cell.task.spec["kind"], cell.training
+    torch.manual_seed(cell.seed)
+    result: dict[str, Any] = {}
+    with phases("data"):
+        tokenizer = models.load_tokenizer(spec)
+        data = datasets_.load_data(
+            {**cell.task.spec, "folder": cell.task.folder, "splits": cell.splits},
+            tokenizer,
+            training["length"],
+        )
+        samples = datasets_.sample_hash(data)
+    ctx = Context(
+        kind=kind, family=spec["family"], steps=training["steps"], head_lr=training["head_lr"], seed=cell.seed,
+        device=cell.device, batch=training["batch"], length=training["length"],
+        cache=context_cache(sources.cache_folder(), cell.hashes["model"]),
+    )  # fmt: skip
+    labels = max(len(data.label_names), 1)
+    shape = datasets_.longest_batch_shape(data.train, training["batch"])
+    probe = predict.Probe(stack, Schedule.from_training(training), ctx, shape, training["checkpointing"])
+    with phases("predict"):
+        predicted = predict.predict_cell(spec, stack, probe, labels)
+    with contextlib.ExitStack() as held:
+        if not force and predicted["peak_bytes"] is not None and cell.device == "cpu":
+            with phases("wait"):
+                held.enter_context(lease.memory_lease(lease.need_bytes(predicted["peak_bytes"]), _say))
+        with phases("load"):
+            model = models.load_model(spec, kind, labels, cell.seed)
+            mark_head(model, kind)
+            model.to(cell.device)
+        with phases("attach"):
+            model, attached = stack.attach(model, data, ctx)
+            assert attached is not None
+            data = attached
+            if training["checkpointing"]:
+                models.enable_checkpointing(model)
+        result["parameters"] = _parameters(model)
+        trained_ids = {id(p): p for p in model.parameters() if p.requires_grad}
+        with phases("measure"):
+            tensors = probe(model) if stack.trains else probe.forward_only(model)
+        watch = Intervals(cell, phases, probe)
+        with phases("training"):
+            phases.mark("first step")
+            outcome = _train(model, stack, data, cell, ctx, watch, phases)
+        model = outcome.model
+        trained_ids |= {id(p): p for p in model.parameters() if p.requires_grad}
+        live = {id(p) for p in model.parameters()}
+        checkpoint = sum(p.numel() * p.element_size() for i, p in trained_ids.items() if i in live)
+        with phases("export"):
+            deployed = stack.export(model, ctx).eval()
+        with phases("evaluation"):
+            result["quality"] = _quality(deployed, data, cell, outcome)
+        with phases("inference"):
+            result["inference"] = _inference(deployed, data, cell)
+    deployed_parameters = {id(p): p for p in deployed.parameters()}.values()
+    result["size"] = {
+        "checkpoint_bytes": checkpoint,
+        "deployed_parameters": sum(p.numel() for p in deployed_parameters),
+        "deployed_bytes": sum(p.numel() * p.element_size() for p in deployed_parameters),
+    }
+    result["memory"] = _memory(cell, tensors, watch.readings, phases, predicted)
+    return {**result, "time": _time(outcome, phases), "details": ctx.details, "samples": samples}
+
+
+def _train(
+    model: nn.Module, stack: Stack, data: Data, cell: plan.Cell, ctx: Context, watch: Watch, phases: Phases
+) -> Training:
+    if not stack.trains:
+        return Training(model, [], [], [])
+    training = cell.training
+    micro = training["batch"] // training["accumulate"]
+    batches = datasets_.batches(
+        data.train, data.collate, micro, training["steps"] * training["accumulate"], cell.seed, True
+    )
+
+    def score(current: nn.Module) -> float:
+        if "vocabulary" in stack.methods and data.kind in ("causal_lm", "masked_lm"):
+            current = stack.export(copy.deepcopy(current), ctx)  # language models are scored over the full vocabulary
+        return _score(current, data, cell, "validation")[0]
+
+    return train(model, stack, iter(batches), Schedule.from_training(training), ctx, watch, score)
+
+
+def _evaluation_batch(data: Data) -> int:
+    """Sequences scored at once. A language model's logits over a full vocabulary are large: 8 keep them small."""
+    return 8 if data.kind in ("causal_lm", "masked_lm") else 32
+
+
+def _score(
+    model: nn.Module, data: Data, cell: plan.Cell, split: str
+) -> tuple[float, dict[str, float | None], list[float], list[float]]:
+    """(score, all metrics, predictions, references) on a split."""
+    metric = cell.task.spec["metric"]
+    batches = datasets_.batches(getattr(data, split), data.collate, _evaluation_batch(data), None, 0, False)
+    predictions, references = predict_split(model, batches, data.kind, cell.device, cell.training["dtype"])
+    values = metrics.compute(metric["module"], predictions, references)
+    return _finite(values[metric["score"]]), values, predictions, references
+
+
+def _finite(value: float | None) -> float:
+    return 0.0 if value is None else float(value)
+
+
+def _quality(model: nn.Module, data: Data, cell: plan.Cell, outcome: Training) -> dict[str, Any]:
+    value, values, predictions, references = _score(model, data, cell, "test")
+    return _quality_entry(cell, value, values, predictions, references, outcome.curve)
+
+
+def _quality_entry(
+    cell: plan.Cell, value: float, values: dict[str, Any], predictions: list[float], references: list[float],
+    curve: list[dict[str, float]],
+) -> dict[str, Any]:  # fmt: skip
+    metric = cell.task.spec["metric"]
+    better = (lambda a, b: a >= b) if metric["higher_is_better"] else (lambda a, b: a <= b)
+    target = metric.get("target")
+    reached = next((p for p in curve if target is not None and better(p["value"], target)), None)
+    return {
+        "metric": metric["score"], "value": value, "higher_is_better": metric["higher_is_better"], "metrics": values,
+        "curve": curve, "target": target,
+        "steps_to_target": reached and int(reached["step"]), "seconds_to_target": reached and reached["seconds"],
+        "predictions": [round(p, 5) for p in predictions], "references": references,
+    }  # fmt: skip
+
+
+def _parameters(model: nn.Module) -> dict[str, int]:
+    unique = {id(p): p for p in model.parameters()}.values()
+    return {
+        "total": sum(p.numel() for p in unique),
+        "trainable": sum(p.numel() for p in unique if p.requires_grad and not is_head(p)),
+        "head": sum(p.numel() for p in unique if is_head(p)),
+    }
+
+
+@torch.no_grad()
+def _inference(model: nn.Module, data: Data, cell: plan.Cell) -> dict[str, Any]:
+    """Tokens per second of the exported model, forward only, on one fixed batch; the median of a few passes."""
+    batches = datasets_.batches(data.test, data.collate, _evaluation_batch(data), None, 0, False)
+    batch = {k: v.to(cell.device) for k, v in next(iter(batches)).items() if k != "labels"}
+    seconds = []
+    for _ in range(INFERENCE_REPEATS + 1):
+        started = time.perf_counter()
+        with torch.autocast(cell.device, torch.bfloat16, enabled=cell.training["dtype"] == "bf16"):
+            model(**batch)
+        if cell.device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return {
+        "tokens_per_second": int(batch["attention_mask"].sum()) / statistics.median(seconds[1:]),
+        "peak_bytes": predict.inference_peak(model, batch),
+        "parameters": sum(p.numel() for p in {id(p): p for p in model.parameters()}.values()),
+    }
+
+
+def _memory(
+    cell: plan.Cell,
+    tensors: dict[str, Any],
+    readings: list[dict[str, Any]],
+    phases: Phases,
+    predicted: dict[str, Any],
+) -> dict[str, Any]:
+    """The headline is CUDA's allocated peak on a GPU, elsewhere the exact peak with the CUDA path simulated."""
+    cuda = phases.cuda.result()
+    intervals = [{"step": 0, "peak_bytes": tensors["peak_bytes"], "by_kind": tensors["by_kind"]}, *readings]
+    ends = [r["step"] for r in intervals[1:]] + [cell.training["steps"]]
+    weighted = sum(r["peak_bytes"] * (end - r["step"]) for r, end in zip(intervals, ends, strict=True))
+    headline = max(r["peak_bytes"] for r in intervals)
+    return {
+        "peak_bytes": cuda["allocated_peak_bytes"] if cuda else headline,
+        "peak_source": "cuda" if cuda else "tensors-cpu",
+        "mean_peak_bytes": round(weighted / cell.training["steps"]),
+        "tensors": {**tensors, "intervals": intervals if readings else []},
+        "cuda": cuda, "host": phases.host.result(), "predicted": predicted,
+    }  # fmt: skip
+
+
+def _time(outcome: Training, phases: Phases) -> dict[str, Any]:
+    steady = sorted(outcome.step_seconds[2:] or outcome.step_seconds)  # two warm-up steps
+    return {
+        "step_seconds": [round(s, 5) for s in outcome.step_seconds],
+        "step_seconds_median": statistics.median(steady) if steady else None,
+        "step_seconds_p95": steady[min(len(steady) - 1, int(0.95 * len(steady)))] if steady else None,
+        "train_seconds_total": sum(outcome.step_seconds) if steady else None,
+        "attach_seconds_cold": phases.seconds.get("attach"),
+        "phases": {k: round(v, 3) for k, v in phases.seconds.items()},
+        "vs_full": None,
+    }
+
+
+def _run_control(cell: plan.Cell, stack: Stack, folder: Path, phases: Phases) -> dict[str, Any]:
+    """A control without a model: fit on the training texts, predict the test's."""
+    with phases("data"):
+        data = datasets_.load_data(
+            {**cell.task.spec, "folder": cell.task.folder, "splits": cell.splits},
+            None,
+            cell.training["length"],
+        )
+    ctx = Context(
+        kind=data.kind,
+        family="none",
+        steps=0,
+        head_lr=0.0,
+        seed=cell.seed,
+        device="cpu",
+        batch=0,
+        length=0,
+        cache=folder,
+    )
+    with phases("training"):
+        predictions = [float(p) for p in stack.control.fit_predict(data, ctx)]  # type: ignore[union-attr]
+    references = [float(y) for y in data.test["label"]]
+    metric = cell.task.spec["metric"]
+    values = metrics.compute(metric["module"], predictions, references)
+    quality = _quality_entry(cell, _finite(values[metric["score"]]), values, predictions, references, [])
+    return {"quality": quality, "details": ctx.details, "samples": datasets_.sample_hash(data)}
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    result: dict[str, Any]
+    folder = Path(sys.argv[1])
+    job = json.loads((folder / "job.json").read_text())
+    torch.set_num_threads(job["threads"])
+    phases = Phases(folder)
+    try:
+        result = {"status": "ok", **run_cell(plan.resolve(**job["cell"]), folder, phases, job["force"])}
+    except BadInput as error:
+        result = {"status": "bad_input", "reason": str(error)}
+    except lease.DoesNotFit as error:
+        result = {"status": "oom", "reason": f"predicted: {error}"}
+    except Unsupported as error:
+        result = {"status": "unsupported", "reason": str(error)}
+    except Diverged as error:
+        result = {"status": "diverged", "reason": str(error)}
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        result = {"status": "oom", "reason": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+    if result["status"] != "ok":
+        result["phase"] = phases.current
+    record.write_json(folder / "result.json", result)
+    return 0
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's, the CPU allocator's (a plain RuntimeError) or CUDA's out of memory."""
+    words = ("DefaultCPUAllocator", "CUDA out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""Shared fixtures: one torch thread, real MiniLM, tiny models."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def minilm():
+    """A fresh real MiniLM for two-class sequence classification, its head marked, in eval mode."""
+    from leantune import models, registry
+    from leantune.api import mark_head
+
+    model = models.load_model(registry.get("models", "minilm-l6").spec, "classification", 2, 0)
+    mark_head(model, "classification")
+    return model.eval()

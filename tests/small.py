@@ -1,0 +1,128 @@
+"""Small models, data and runs for the tests of the adaptation methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from torch import nn
+from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers.models.bert import BertTokenizer
+
+from leantune.api import Batch, Context, Data, mark_head
+from leantune.registry import parse_stack
+from leantune.stack import Stack
+from leantune.train import Schedule, Watch, train
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(59))]
+_ENCODER = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+_DECODER = {"vocab_size": 64, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", {**_ENCODER, "vocab_size": 64, "max_position_embeddings": 32}),
+    "roberta": ("Roberta", {**_ENCODER, "vocab_size": 64, "max_position_embeddings": 40, "pad_token_id": 1}),
+    "deberta-v2": (
+        "DebertaV2",
+        {
+            **_ENCODER,
+            "vocab_size": 64,
+            "max_position_embeddings": 32,
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "norm_rel_ebd": "layer_norm",
+            "position_buckets": 8,
+        },
+    ),
+    "llama": ("Llama", {**_ENCODER, **_DECODER}),
+    "gpt2": ("GPT2", {**_DECODER, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 32}),
+}
+ADAPTABLE = tuple(_ARCHITECTURES)
+
+
+def small_model(family: str = "bert", kind: str = "classification", seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A four-layer model of width 16 with random weights, its head marked."""
+    prefix, settings = _ARCHITECTURES[family]
+    labels = 1 if kind == "regression" else 2
+    configuration = getattr(transformers, f"{prefix}Config")(**{**settings, "num_labels": labels, **config})
+    if kind == "regression":
+        configuration.problem_type = "regression"
+    task = {"causal_lm": "LMHeadModel" if family == "gpt2" else "ForCausalLM", "masked_lm": "ForMaskedLM"}
+    torch.manual_seed(seed)
+    model = getattr(transformers, prefix + task.get(kind, "ForSequenceClassification"))(configuration)
+    mark_head(model, kind)
+    return model
+
+
+def small_data(folder: Path, kind: str = "classification", examples: int = 24) -> Data:
+    """Random sentences of 3 to 12 words; the label says whether the first word is in the first half."""
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
+    draw = torch.Generator().manual_seed(1)
+    rows = []
+    for _ in range(examples):
+        length = int(torch.randint(3, 13, (), generator=draw))
+        words = torch.randint(5, 64, (length,), generator=draw).tolist()
+        row: dict[str, Any] = {"input_ids": [2, *words, 3], "attention_mask": [1] * (length + 2)}
+        rows.append({**row, "label": float(words[0] / 64) if kind == "regression" else int(words[0] < 34)})
+    split = Dataset.from_list(rows)
+    pad = DataCollatorWithPadding(tokenizer)
+
+    def collate(some: list[dict[str, Any]]) -> Batch:
+        batch = dict(pad(some))
+        if kind == "causal_lm":
+            batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        return batch
+
+    return Data(kind, split, split, split, ("no", "yes"), tokenizer, collate)
+
+
+def small_context(folder: Path, family: str = "bert", kind: str = "classification", **change: Any) -> Context:
+    """A context for ten steps on the CPU."""
+    settings = {"steps": 10, "head_lr": 1e-3, "seed": 0, "device": "cpu", "batch": 4, "length": 14}
+    return Context(kind=kind, family=family, cache=folder, **{**settings, **change})
+
+
+def method(name: str, kind: str = "classification", **params: Any) -> Any:
+    """One plugin with its default settings, some of them changed; `name` may carry a point."""
+    slots = stack(name, kind, **params).methods
+    return slots.get("control") or slots["adaptation"]
+
+
+def trainable(model: nn.Module, head: bool = False) -> int:
+    """How many numbers are trained, the head left out unless asked."""
+    return sum(
+        p.numel() for p in model.parameters() if p.requires_grad and (head or not getattr(p, "leantune_head", False))
+    )
+
+
+class _Keeper(Watch):
+    optimizer: torch.optim.Optimizer
+
+    def prepared(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+def run(model: nn.Module, stack: Stack, data: Data, ctx: Context) -> torch.optim.Optimizer:
+    """Attach and train with the real loop, a check at every tenth of the steps; returns the optimizer."""
+    torch.manual_seed(ctx.seed)
+    model, changed = stack.attach(model, data, ctx)
+    assert changed is not None
+    keeper = _Keeper()
+    batches = (batch_of(changed, step) for step in range(ctx.steps))
+    train(model, stack, batches, Schedule(steps=ctx.steps), ctx, keeper)
+    return keeper.optimizer
+
+
+def stack(name: str, kind: str = "classification", **params: Any) -> Stack:
+    """A stack with its default settings, some of the first plugin's changed."""
+    first = name.partition("+")[0].partition("@")[0]
+    return Stack(parse_stack(name, kind, {f"{first}.{k}": v for k, v in params.items()}))
+
+
+def batch_of(data: Data, index: int = 0, size: int = 4) -> Batch:
+    """A batch of the training split; the same for the same index."""
+    assert data.collate is not None
+    rows = len(data.train)
+    return data.collate([data.train[(index * size + i) % rows] for i in range(size)])

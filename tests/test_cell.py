@@ -1,0 +1,213 @@
+"""One cell, for real: the supervisor, its worker, the record, and everything that may go wrong between them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from leantune import record
+from leantune.errors import BadInput
+
+SMALL = ["task.steps=4", "task.train=64", "task.validation=32", "task.test=48", "task.evaluations=1", "task.length=16"]
+
+FAULTY = """import os, signal, time
+import torch
+from leantune.api import Method, Unsupported
+
+class Faulty(Method):
+    def attach(self, model, data, ctx):
+        if data is None:
+            return model, data
+        fault = self.params["fault"]
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "sleep":
+            time.sleep(600)
+        if fault == "oom":
+            torch.empty(2**50)
+        if fault == "raise":
+            raise ValueError("the method is broken on purpose")
+        if fault == "unsupported":
+            raise Unsupported("this model has no knobs")
+        if fault == "nan":
+            with torch.no_grad():
+                model.classifier.bias.fill_(float("nan"))
+        return model, data
+"""
+
+
+def leantune(*words, settings=SMALL, **keywords):
+    sets = [w for s in settings for w in ("--set", s)]
+    return subprocess.run(
+        [sys.executable, "-m", "leantune", *map(str, words), *sets], capture_output=True, text=True, check=False, **keywords
+    )
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    folder = tmp_path / "plugins" / "methods" / "faulty"
+    folder.mkdir(parents=True)
+    (folder / "method.yaml").write_text(
+        "name: faulty\nsummary: Fails in a way that the test chooses.\nslot: adaptation\nparams: {lr: 0.001, fault: none}\n"
+    )
+    (folder / "method.py").write_text(FAULTY)
+
+    def run(fault, *words):
+        out = tmp_path / "out.json"
+        environment = {**os.environ, "LEANTUNE_PLUGINS": str(tmp_path / "plugins")}
+        done = leantune(
+            "run", "--model", "minilm-l6", "--task", "sentiment", "--method", "faulty", "--device", "cpu", "--out", out,
+            *words, settings=[*SMALL, f"faulty.fault={fault}"], env=environment,
+        )  # fmt: skip
+        return done, record.read_record(out) if out.exists() else None
+
+    return run
+
+
+def test_a_cell_on_real_weights_and_data(tmp_path):
+    out = tmp_path / "x" / "row.json"
+    done = leantune("run", "--model", "minilm-l6", "--task", "sentiment", "--method", "lora", "--device", "cpu", "--out", out)
+    assert done.returncode == 0, done.stderr
+    row = record.read_record(out)
+    assert row["status"] == "ok"
+    assert "accuracy" in done.stderr.splitlines()[-1]
+    assert len(row["quality"]["predictions"]) == 48
+    right = sum(a == b for a, b in zip(row["quality"]["predictions"], row["quality"]["references"], strict=True))
+    assert row["quality"]["value"] == pytest.approx(right / 48)
+    tensors = row["memory"]["tensors"]
+    assert sum(tensors["by_kind"].values()) == tensors["peak_bytes"] == row["memory"]["peak_bytes"]
+    assert row["memory"]["predicted"]["peak_bytes"] == tensors["peak_bytes"]  # no value-dependent shape in LoRA
+    assert tensors["optimizer_state_bytes"] == 8 * (row["parameters"]["trainable"] + row["parameters"]["head"])
+    assert row["parameters"] == {"total": 22787714, "trainable": 73728, "head": 148610}
+    assert row["memory"]["host"]["peak_bytes"] > 10**8
+    assert row["memory"]["cuda"] is None
+    assert len(row["time"]["step_seconds"]) == 4
+    assert row["size"]["deployed_parameters"] == 22713986  # merged: the original architecture
+    assert row["inference"]["tokens_per_second"] > 0
+    assert row["key"]["samples"]
+
+
+def test_a_control_needs_no_model(tmp_path):
+    out = tmp_path / "row.json"
+    done = leantune("run", "--model", "minilm-l6", "--task", "sentiment", "--method", "tfidf", "--out", out)
+    assert done.returncode == 0, done.stderr
+    row = record.read_record(out)
+    assert (row["status"], row["cell"]["model"], row["memory"]) == ("ok", "none", None)
+    assert row["quality"]["value"] > 0.4
+
+
+def test_a_combination_that_cannot_run_is_recorded_as_unsupported(tmp_path):
+    out = tmp_path / "row.json"
+    done = leantune("run", "--model", "minilm-l6", "--task", "dialogue", "--method", "full", "--out", out, settings=[])
+    assert done.returncode == 0
+    row = record.read_record(out)
+    assert row["status"] == "unsupported"
+    assert "does not do causal_lm" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "phase", "reason"),
+    [
+        ("kill", "error", "attach", "SIGKILL"),
+        ("raise", "error", "attach", "broken on purpose"),
+        ("oom", "oom", "attach", "DefaultCPUAllocator"),
+        ("unsupported", "unsupported", "attach", "no knobs"),
+        ("nan", "diverged", "first step", "step 1 of 4"),
+    ],
+)
+def test_whatever_happens_to_the_worker_there_is_a_record(faulty, fault, status, phase, reason):
+    done, row = faulty(fault)
+    assert done.returncode == 0, done.stderr
+    assert row["status"] == status
+    assert reason in row["reason"]
+    assert row["phase"] == phase
+
+
+def test_a_hung_cell_times_out_and_retries_while_attempts_are_left(faulty):
+    done, row = faulty("sleep", "--timeout", "0.7", "--attempt", "1", "--attempts", "2")
+    assert done.returncode == 75
+    assert row is None
+    done, row = faulty("sleep", "--timeout", "0.7", "--attempt", "2", "--attempts", "2")
+    assert done.returncode == 0
+    assert (row["status"], row["phase"]) == ("timeout", "attach")
+
+
+def test_a_supervisor_that_is_asked_to_stop_takes_its_worker_along(tmp_path):
+    out = tmp_path / "row.json"
+    words = ["--model", "minilm-l6", "--task", "sentiment", "--method", "full", "--out", str(out)]
+    running = subprocess.Popen([sys.executable, "-m", "leantune", "run", *words], stderr=subprocess.DEVNULL)
+    worker = None
+    for _ in range(100):
+        time.sleep(0.1)
+        children = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=False).stdout
+        if children.strip():
+            worker = int(children.split()[0])
+            break
+    assert worker is not None
+    running.send_signal(signal.SIGINT)
+    running.wait(timeout=20)
+    with pytest.raises(ProcessLookupError):
+        for _ in range(50):
+            os.kill(worker, 0)
+            time.sleep(0.1)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "nonsense"], "unknown method 'nonsense'"),
+        (["--method", "lora", "--task", "nonsense"], "unknown task 'nonsense'"),
+        (["--method", "lora", "--model", "nonsense"], "unknown model 'nonsense'"),
+        (["--method", "lora+adapter"], "both take the slot"),
+        (["--method", "lora", "--point", "nope"], "no point 'nope'"),
+        (["--method", "lora", "--set", "lora.rnak=2"], "no setting 'rnak'"),
+        (["--method", "lora", "--out", "/proc/nothing/x.json"], "cannot write into /proc/nothing"),
+    ],
+)
+def test_bad_words_are_one_sentence_and_exit_2(tmp_path, words, message):
+    given = {"--model": "minilm-l6", "--task": "sentiment", "--out": str(tmp_path / "x.json")}
+    for key, value in given.items():
+        if key not in words:
+            words = [*words, key, value]
+    done = leantune("run", *words, settings=[])
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_label_unseen_in_training_stops_the_cell_without_a_record(tmp_path):
+    folder = tmp_path / "tasks" / "odd"
+    (folder / "data").mkdir(parents=True)
+    (folder / "task.yaml").write_text(
+        "name: odd\nsummary: A task whose test split has a label of its own.\nkind: classification\n"
+        "source: {local: data}\nsplits: {train: 4, validation: 2, test: 2}\n"
+        "training: {steps: 1, batch: 2, length: 8}\n"
+        "metric: {module: classification, score: accuracy, higher_is_better: true}\n"
+    )
+    (folder / "task.py").write_text(
+        "from datasets import Dataset\n"
+        "def load(folder):\n"
+        "    train = Dataset.from_dict({'text': list('abcdefgh'), 'label': ['x', 'y'] * 4})\n"
+        "    return {'train': train, 'test': Dataset.from_dict({'text': ['i', 'j'], 'label': ['x', 'z']})}\n"
+    )
+    out = tmp_path / "row.json"
+    done = leantune(
+        "run", "--model", "minilm-l6", "--task", "odd", "--method", "tfidf", "--out", out,
+        settings=[], env={**os.environ, "LEANTUNE_PLUGINS": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "'z'" in done.stderr
+    assert not out.exists()
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"schema": 1}))
+    with pytest.raises(BadInput, match=r"r\.json"):
+        record.read_record(path)

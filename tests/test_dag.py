@@ -1,0 +1,200 @@
+"""The DAG, through the real Snakefile with toy plugins and dry runs."""
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from subprocess import DEVNULL
+
+import pytest
+import yaml
+from leantune import registry
+
+ROOT = registry.roots()[0]
+METHOD = "from leantune.api import Method\n\n\nclass {}(Method):\n    def attach(self, model, data, ctx):\n        return model, data\n"
+
+
+class Project:
+    """A working folder with its own config and plugins, and the checkout's Snakefile."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.plugins = folder / "plugins"
+        self.add_method("alpha")
+        self.add_method("beta")
+        self.configure({"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta"]})
+
+    def add_method(self, name: str) -> None:
+        folder = self.plugins / "methods" / name
+        folder.mkdir(parents=True)
+        spec = {
+            "name": name,
+            "summary": "A toy that trains everything.",
+            "slot": "adaptation",
+            "params": {"lr": 1.0e-4},
+        }
+        (folder / "method.yaml").write_text(yaml.safe_dump(spec))
+        (folder / "method.py").write_text(METHOD.format(name.title()))
+
+    def configure(self, *cells: dict, **more: object) -> None:
+        (self.folder / "config").mkdir(exist_ok=True)
+        config = {"output": "out", "device": "cpu", "cells": list(cells), **more}
+        (self.folder / "config" / "config.yaml").write_text(yaml.safe_dump(config))
+
+    def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "LEANTUNE_PLUGINS": str(self.plugins), **environment}
+        words = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", *arguments]
+        return subprocess.run(words, cwd=self.folder, capture_output=True, text=True, env=environment)
+
+    def planned(self, *arguments: str) -> tuple[list[str], str]:
+        """The methods whose cells a run would start now, and the whole text."""
+        done = self.snakemake("--dry-run", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        text = done.stdout + done.stderr
+        return sorted(re.findall(r"wildcards: key=\S+, .*method=(\S+), seed", text)), text
+
+    def fake_python(self, does: str) -> Path:
+        """A `python` for the jobs that only does this shell line; `$last` is the last word, the record's file."""
+        fake = self.folder / "bin" / "python"
+        fake.parent.mkdir()
+        fake.write_text(f"#!/bin/sh\nfor last; do :; done\n{does}\n")
+        fake.chmod(0o755)
+        return fake
+
+    def run_with_empty_records(self) -> None:
+        """Run the cell jobs for real, but with a `python` that only writes the record's file."""
+        fake = self.fake_python('echo "{}" > "$last"')
+        done = self.snakemake("--until", "cell", PATH=f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def test_what_reruns_and_what_does_not(project):
+    methods, text = project.planned()
+    assert methods == ["alpha", "beta"]
+    assert "profiles/default" in text
+    project.run_with_empty_records()
+
+    for file in (project.plugins).rglob("*.*"):
+        file.touch()
+    assert project.planned()[0] == []
+
+    code = project.plugins / "methods" / "alpha" / "method.py"
+    code.write_text(code.read_text() + "# changed\n")
+    assert project.planned()[0] == ["alpha"]
+
+    project.add_method("gamma")
+    project.configure({"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta", "gamma"]})
+    assert project.planned()[0] == ["alpha", "gamma"]
+
+    shutil.rmtree(project.folder / ".snakemake")
+    assert project.planned()[0] == ["gamma"]
+
+
+def test_a_killed_run_goes_on_where_it_was(project):
+    """SIGKILL leaves Snakemake's lock; the next start through leantune.bench removes it and repeats nothing."""
+    fake = project.fake_python('case "$last" in *beta*) sleep 60;; esac; echo "{}" > "$last"')
+    path = {"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}", "LEANTUNE_PLUGINS": str(project.plugins)}
+    words = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--cores",
+        "2",
+        "--until",
+        "cell",
+    ]
+    killed = subprocess.Popen(
+        words, cwd=project.folder, env={**os.environ, **path}, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    noted = project.folder / ".snakemake" / "metadata"  # where Snakemake writes that alpha's cell is complete
+    while not (noted.is_dir() and any(noted.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert project.snakemake("--until", "cell").returncode != 0  # locked
+
+    arguments = ["--snakefile", str(ROOT / "Snakefile"), "--dry-run"]
+    bench = [sys.executable, "-m", "leantune.bench", *arguments]
+    done = subprocess.run(bench, cwd=project.folder, capture_output=True, text=True, env={**os.environ, **path})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"wildcards: key=\S+, .*method=(\S+), seed", done.stdout + done.stderr) == ["beta"]
+
+
+def test_only_one_run_at_a_time(project):
+    (project.folder / "runs").mkdir()
+    with open(project.folder / "runs" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        words = [sys.executable, "-m", "leantune.bench"]
+        done = subprocess.run(words, cwd=project.folder, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "another run is under way" in done.stderr
+
+
+def test_configfile_extends_and_every_cell_has_its_own_command(project):
+    extra = project.folder / "more.yaml"
+    block = {
+        "models": ["minilm-l6"],
+        "tasks": ["sentiment"],
+        "methods": ["svfit@r64+came"],
+        "seeds": [3],
+        "set": {"task.steps": 2, "svfit.lr": 0.5},
+    }
+    extra.write_text(yaml.safe_dump({"cells": [block]}))
+    methods, text = project.planned("--printshellcmds", "--configfile", str(extra))
+    assert methods == ["svfit@r64+came"]
+    command = next(line for line in text.splitlines() if "leantune run" in line)
+    assert "--method svfit@r64+came --seed 3 --device cpu" in command
+    assert "--set svfit.lr=0.5 --set task.steps=2" in command
+    assert re.search(r"--out out/records/cpu-\S+-s2-\S+/minilm-l6/sentiment/svfit@r64\+came/3.json", command)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cell": []}, "'cell' was unexpected"),
+        ({"set": {"task.stepz": 3}}, "'task.stepz' is no setting of task 'sentiment'"),
+    ],
+)
+def test_a_wrong_config_is_a_clear_error(project, change, message):
+    project.configure({"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha"]}, **change)
+    done = project.snakemake("--dry-run", "--quiet")
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert not (project.folder / "out").exists()
+
+
+def test_the_dag_is_built_without_torch():
+    words = [sys.executable, "-c", "import sys, leantune.dag; print('torch' in sys.modules)"]
+    assert subprocess.run(words, capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.mark.slow
+def test_ten_thousand_cells_in_twenty_seconds(project):
+    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta"], "seeds": list(range(5000))}
+    project.configure(block)
+    before = os.times()
+    done = project.snakemake("--dry-run", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert os.times().children_user - before.children_user < 20  # other work on the machine does not count
+
+
+def test_lint_and_format_are_clean(project):
+    lint = project.snakemake("--lint")
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+    snakefmt = Path(sys.executable).with_name("snakefmt")
+    form = subprocess.run([snakefmt, "--check", "Snakefile"], cwd=ROOT, capture_output=True, text=True)
+    assert form.returncode == 0, form.stderr

