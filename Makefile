@@ -8,8 +8,10 @@ CONFIG ?= runs/default/config.json
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench test test-slow smoke lint publish
+.PHONY: setup bench test test-slow smoke lint publish
 .DELETE_ON_ERROR:
+
+setup: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m leantune.bench $(ARGS)

@@ -81,7 +81,7 @@ def test_equal_to_pytorch_optimizer_4_1(block: int) -> None:
 @given(
     shape=st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple),
     block=st.integers(1, 60),
-    betas=st.tuples(st.floats(0, 0.95), st.floats(0.5, 0.999), st.floats(0.5, 0.9999)),
+    betas=st.tuples(st.floats(0.5, 0.95), st.floats(0.5, 0.999), st.floats(0.5, 0.9999)),
 )
 def test_block_size_never_matters(shape: tuple[int, ...], block: int, betas: tuple[float, float, float]) -> None:
     ours, theirs = parameters([shape]), parameters([shape])
@@ -161,7 +161,7 @@ def test_constant_gradient_approaches_48_4_rates() -> None:
     p = nn.Parameter(torch.zeros(4, 3, dtype=torch.float64))
     optimizer = CAME([p], lr=1.0)
     steps = []
-    for step in range(400):
+    for _ in range(400):
         before = p.detach().clone()
         run([p], optimizer, 1, lambda *_: torch.ones(4, 3))
         steps.append((p - before).abs().max().item())
@@ -213,7 +213,11 @@ def _meta(name: str) -> tuple[nn.Module, int, int]:
     with torch.device("meta"):
         if name == "bert-large":
             wide = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
-            return AutoModelForPreTraining.from_config(AutoConfig.for_model("bert", **wide)), 1_350_181_840, 2_689_808_864
+            return (
+                AutoModelForPreTraining.from_config(AutoConfig.for_model("bert", **wide)),
+                1_350_181_840,
+                2_689_808_864,
+            )
         if name == "gpt2-medium":
             config = AutoConfig.for_model("gpt2", n_embd=1024, n_layer=24, n_head=16)
             return GPT2LMHeadModel(config), 1_424_151_176, 2_838_585_344

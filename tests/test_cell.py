@@ -43,7 +43,11 @@ class Faulty(Method):
 def leantune(*words, settings=SMALL, **keywords):
     sets = [w for s in settings for w in ("--set", s)]
     return subprocess.run(
-        [sys.executable, "-m", "leantune", *map(str, words), *sets], capture_output=True, text=True, check=False, **keywords
+        [sys.executable, "-m", "leantune", *map(str, words), *sets],
+        capture_output=True,
+        text=True,
+        check=False,
+        **keywords,
     )
 
 
@@ -70,7 +74,9 @@ def faulty(tmp_path):
 
 def test_a_cell_on_real_weights_and_data(tmp_path):
     out = tmp_path / "x" / "row.json"
-    done = leantune("run", "--model", "minilm-l6", "--task", "sentiment", "--method", "lora", "--device", "cpu", "--out", out)
+    done = leantune(
+        "run", "--model", "minilm-l6", "--task", "sentiment", "--method", "lora", "--device", "cpu", "--out", out
+    )
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
     assert row["status"] == "ok"
@@ -150,10 +156,7 @@ def test_a_supervisor_that_is_asked_to_stop_takes_its_worker_along(tmp_path):
     assert worker is not None
     running.send_signal(signal.SIGINT)
     running.wait(timeout=20)
-    with pytest.raises(ProcessLookupError):
-        for _ in range(50):
-            os.kill(worker, 0)
-            time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{worker}")
     assert not out.exists()
 
 

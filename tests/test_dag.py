@@ -13,10 +13,17 @@ from subprocess import DEVNULL
 
 import pytest
 import yaml
+
 from leantune import registry
 
 ROOT = registry.roots()[0]
-METHOD = "from leantune.api import Method\n\n\nclass {}(Method):\n    def attach(self, model, data, ctx):\n        return model, data\n"
+METHOD = """from leantune.api import Method
+
+
+class {}(Method):
+    def attach(self, model, data, ctx):
+        return model, data
+"""
 
 
 class Project:
@@ -49,7 +56,7 @@ class Project:
     def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "LEANTUNE_PLUGINS": str(self.plugins), **environment}
         words = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", *arguments]
-        return subprocess.run(words, cwd=self.folder, capture_output=True, text=True, env=environment)
+        return subprocess.run(words, cwd=self.folder, capture_output=True, text=True, env=environment, check=False)
 
     def planned(self, *arguments: str) -> tuple[list[str], str]:
         """The methods whose cells a run would start now, and the whole text."""
@@ -129,7 +136,9 @@ def test_a_killed_run_goes_on_where_it_was(project):
 
     arguments = ["--snakefile", str(ROOT / "Snakefile"), "--dry-run"]
     bench = [sys.executable, "-m", "leantune.bench", *arguments]
-    done = subprocess.run(bench, cwd=project.folder, capture_output=True, text=True, env={**os.environ, **path})
+    done = subprocess.run(
+        bench, cwd=project.folder, capture_output=True, text=True, env={**os.environ, **path}, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r"wildcards: key=\S+, .*method=(\S+), seed", done.stdout + done.stderr) == ["beta"]
 
@@ -139,7 +148,7 @@ def test_only_one_run_at_a_time(project):
     with open(project.folder / "runs" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         words = [sys.executable, "-m", "leantune.bench"]
-        done = subprocess.run(words, cwd=project.folder, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=project.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "another run is under way" in done.stderr
 
@@ -179,7 +188,7 @@ def test_a_wrong_config_is_a_clear_error(project, change, message):
 
 def test_the_dag_is_built_without_torch():
     words = [sys.executable, "-c", "import sys, leantune.dag; print('torch' in sys.modules)"]
-    assert subprocess.run(words, capture_output=True, text=True).stdout.strip() == "False"
+    assert subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() == "False"
 
 
 @pytest.mark.slow
@@ -196,5 +205,5 @@ def test_lint_and_format_are_clean(project):
     lint = project.snakemake("--lint")
     assert lint.returncode == 0, lint.stdout + lint.stderr
     snakefmt = Path(sys.executable).with_name("snakefmt")
-    form = subprocess.run([snakefmt, "--check", "Snakefile"], cwd=ROOT, capture_output=True, text=True)
+    form = subprocess.run([snakefmt, "--check", "Snakefile"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert form.returncode == 0, form.stderr

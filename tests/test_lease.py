@@ -4,6 +4,7 @@ import signal
 import time
 
 import pytest
+
 from leantune import lease
 from leantune.lease import GIB, DoesNotFit, Memory, memory_lease
 

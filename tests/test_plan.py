@@ -14,7 +14,13 @@ def test_the_key_depends_on_what_makes_rows_comparable_and_on_no_method():
     base = resolve().key["short"]
     assert resolve("lora").key["short"] == base
     assert resolve("lora", **{"lora.rank": 2}).key["short"] == base
-    for setting in ({"task.batch": 8}, {"task.length": 32}, {"task.steps": 3}, {"task.dtype": "fp32"}, {"task.train": 100}):
+    for setting in (
+        {"task.batch": 8},
+        {"task.length": 32},
+        {"task.steps": 3},
+        {"task.dtype": "fp32"},
+        {"task.train": 100},
+    ):
         assert resolve(**setting).key["short"] != base
 
 

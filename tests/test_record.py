@@ -13,7 +13,14 @@ from leantune.errors import BadInput
 def good():
     cell = plan.resolve("minilm-l6", "sentiment", "lora", 3, device="cpu")
     made = copy.deepcopy(record.EMPTY)
-    made["cell"] = {"model": "minilm-l6", "task": "sentiment", "method": "lora", "point": None, "seed": 3, "trial": None}
+    made["cell"] = {
+        "model": "minilm-l6",
+        "task": "sentiment",
+        "method": "lora",
+        "point": None,
+        "seed": 3,
+        "trial": None,
+    }
     made["key"] = dict(cell.key)
     made["provenance"] = record.provenance(cell.command(), cell.hashes, cell.hardware)
     return made

@@ -126,7 +126,11 @@ def test_broken_yaml_names_file_and_line(plugins):
 
 def test_base_shares_code_and_settings(plugins):
     plugins("mine")
-    plugins("child", text="name: child\nsummary: Another set of settings.\nslot: adaptation\nbase: mine\nparams: {{rank: 9}}\n", code="")
+    plugins(
+        "child",
+        text="name: child\nsummary: Another set of settings.\nslot: adaptation\nbase: mine\nparams: {{rank: 9}}\n",
+        code="",
+    )
     assert registry.load_method("child") is registry.load_method("mine")
     assert registry.parse_stack("child", "causal_lm")[0].params == {"lr": 1e-4, "rank": 9}
 

@@ -18,8 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from leantune import loading
 from leantune.api import BadInput, Unsupported, is_head, mark_head
 from leantune.modules import FactoredLinear, factored_ranks, place_factored
+from leantune.predict import Probe
 from leantune.registry import load_method
 from leantune.svd import decompose, weight_of
+from leantune.train import Schedule
 
 load_method("fwsvd")
 from leantune_plugins.fwsvd.method import row_weights  # noqa: E402  (importable once loaded)
@@ -275,7 +277,7 @@ def test_penalty_is_off_within_the_budget(tmp_path: Path) -> None:
 
 def test_thresholds_have_their_own_rate_and_no_decay(tmp_path: Path) -> None:
     model, ctx = small_model(), small_context(tmp_path)
-    plugin = method("softlms", alpha_lr=0.5, values_lr=0.25, multiple=1)
+    plugin = method("softlms", alpha_reach=2.5, values_lr=0.25, multiple=1)
     plugin.attach(model, None, ctx)
     alphas, values, head = plugin.parameter_groups(model, ctx)
     layers = soft_layers(model)
@@ -294,7 +296,9 @@ def test_both_stages_in_every_family(tmp_path: Path, name: str, threshold: str) 
     kind = "causal_lm" if name in ("llama", "gpt2") else "classification"
     data, model = small_data(tmp_path, kind), small_model(name, kind)
     ctx = small_context(tmp_path, name, kind, steps=20)
-    cell = stack("softlms", kind, multiple=1, threshold=threshold, alpha_lr=0.2, values_lr=1e-3, lr=1e-2, strength=10.0)
+    cell = stack(
+        "softlms", kind, multiple=1, threshold=threshold, alpha_reach=2.0, values_lr=1e-3, lr=1e-2, strength=10.0
+    )
     optimizer = run(model, cell, data, ctx)
     plugin = cell.methods["adaptation"]
     assert not soft_layers(model)
@@ -335,7 +339,7 @@ def test_the_factored_model_equals_the_soft_model(minilm: nn.Module, tmp_path: P
 
 def test_a_missed_budget_ends_the_cell_and_exports_nothing(tmp_path: Path) -> None:
     ctx, data, model = small_context(tmp_path, steps=20), small_data(tmp_path), small_model()
-    cell = stack("softlms", multiple=1, alpha_lr=1e-6)
+    cell = stack("softlms", multiple=1, alpha_reach=1e-5)
     with pytest.raises(Unsupported, match="budget not met"):
         run(model, cell, data, ctx)
     assert ctx.details["budget"] == "not met"
@@ -359,6 +363,23 @@ def test_embeddings_layernorms_and_head_stay_dense_and_only_the_head_of_them_tra
     method("svd", multiple=1).attach(model, None, ctx)
     after = dict(model.named_parameters())
     assert all(after[n] is p and p.requires_grad == is_head(p) for n, p in rest.items())
+
+
+def test_a_probe_runs_in_both_stages_and_disturbs_nothing(tmp_path: Path) -> None:
+    model, ctx, data = small_model(), small_context(tmp_path), small_data(tmp_path)
+    cell = stack("softlms", multiple=1)
+    cell.attach(model, data, ctx)
+    probe = Probe(cell, Schedule(steps=3), ctx, (2, 8))
+    peaks = []
+    for stage in (1, 2):
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        peaks.append(probe(model)["by_kind"]["weights"])
+        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+        if stage == 1:
+            for layer in soft_layers(model):
+                layer.alpha.data.fill_(0.9)
+            assert cell.on_progress(model, torch.optim.SGD(model.parameters()), 0.1, ctx) is not None
+    assert peaks[1] < peaks[0]  # half of the linears instead of all of U, S and V
 
 
 def test_excluded_linears_stay_dense_and_out_of_the_count(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_touching_a_cached_file_is_no_damage(wheel, cache, caplog):
 def test_unwritable_cache(tmp_path, wheel, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LEANTUNE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(BadInput, match="cannot be written.*LEANTUNE_CACHE"):
+    with pytest.raises(BadInput, match=r"cannot be written.*LEANTUNE_CACHE"):
         fetch(block(wheel))
 
 
@@ -216,7 +216,7 @@ EVIL = {
 def test_evil_archive_writes_nothing(kind, cache, tmp_path):
     archive = EVIL[kind](tmp_path / "evil")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(BadInput, match="link or device|outside its folder"):
+    with pytest.raises(BadInput, match=r"link or device|outside its folder"):
         fetch({"local": str(archive), "path": "x"})
     assert entries(cache) == []
     assert sorted(p for p in tmp_path.iterdir() if p != cache) == before
@@ -317,8 +317,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def answer(self):
         name = self.path.split("?")[0].rsplit("/", 1)[-1]
         if self.path.startswith(f"/api/models/org/name/revision/{COMMIT}"):
-            files = [{"rfilename": name} for name in FILES]
-            body = json.dumps({"id": "org/name", "sha": COMMIT, "siblings": files}).encode()
+            body = json.dumps({"id": "org/name", "sha": COMMIT}).encode()
+        elif self.path.startswith(f"/api/models/org/name/tree/{COMMIT}"):
+            files = [{"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in FILES.items()]
+            body = json.dumps(files).encode()
         elif self.path.startswith(f"/org/name/resolve/{COMMIT}/") and name in FILES:
             body = FILES[name]
         else:
@@ -335,10 +337,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def fetch_from(endpoint, revision):
+def fetch_from(endpoint, revision, offline="0"):
     """stdout and stderr of a fetch in a process of its own: the hub library reads its address at import."""
     code = "import sys, leantune.sources as s; p = s.fetch({'hub': 'org/name', 'revision': sys.argv[1]}); print(p)"
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(
         [sys.executable, "-c", code, revision], env=environment, capture_output=True, text=True, check=False
     )
@@ -360,7 +362,7 @@ def test_hub_snapshot(cache):
 
 
 def test_hub_without_network(cache):
-    done = fetch_from("http://127.0.0.1:9", COMMIT)
+    done = fetch_from("http://127.0.0.1:9", COMMIT, offline="1")
     assert "BadInput: hub org/name at aaaa" in done.stderr
     assert "LEANTUNE_MIRROR" in done.stderr
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from leantune import stats
 from scipy import stats as scipy_stats
+
+from leantune import stats
 
 FINITE = st.floats(-1e3, 1e3)
 
@@ -67,6 +68,11 @@ def test_tiers_correct_for_the_number_of_comparisons():
     assert stats.tiers({"best": 1.0, "other": 0.9}, lambda a, b: 0.03)["other"] == 2
 
 
+@pytest.mark.parametrize(("p", "tier"), [(0.04, 2), (0.06, 1)])
+def test_the_level_is_five_percent(p, tier):
+    assert stats.tiers({"best": 1.0, "other": 0.9}, lambda a, b: p)["other"] == tier
+
+
 @given(st.permutations(["a", "b", "c", "d"]))
 def test_tiers_do_not_depend_on_the_order(order):
     scores = {"a": 0.9, "b": 0.9, "c": 0.5, "d": 0.4}
@@ -110,6 +116,14 @@ def test_bootstrap_interval_of_accuracy_is_near_the_normal_one():
     found = _difference("accuracy", a, b, truth)
     se = np.std((a == 0).astype(float) - (b == 0), ddof=1) / math.sqrt(2000)
     assert found.high - found.low == pytest.approx(2 * 1.96 * se, rel=0.05)
+
+
+def test_bootstrap_p_is_two_sided():
+    differences = np.random.default_rng(8).normal(0.03, 1, size=500)
+    found = _difference("loss", differences, np.zeros(500), None)
+    z = differences.mean() / scipy_stats.sem(differences)
+    assert found.p == pytest.approx(2 * scipy_stats.norm.sf(abs(z)), abs=0.02)
+    assert 0.1 < found.p < 0.9
 
 
 @pytest.mark.parametrize("metric", ["pearson", "spearman", "macro_f1", "accuracy", "loss", "perplexity"])

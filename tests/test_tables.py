@@ -4,11 +4,12 @@ import random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sample_records import failed, ok, place, write
+
 from leantune import plan, registry, rows, tables
 from leantune.errors import BadInput
 from leantune.published import markdown_leaderboard, update_readme
-from leantune.rows import Entry, leaderboard, read_entries
-from sample_records import failed, ok, place, write
+from leantune.rows import Entry, leaderboard
 
 NAMES = (
     "key,model,task,method,status,seeds,tier,quality_metric,quality_mean,quality_low,quality_high,"
@@ -267,7 +268,7 @@ def test_the_gate_lists_what_the_config_does_not_allow(tmp_path):
 
 def test_unwritable_tables_are_one_sentence(tmp_path):
     (tmp_path / "tables").write_text("a file in the way")
-    with pytest.raises(BadInput, match="cannot write .*tables"):
+    with pytest.raises(BadInput, match=r"cannot write .*tables"):
         tables.write_tables(tmp_path)
 
 
@@ -322,6 +323,7 @@ def test_reproduced_against_published(tmp_path):
         (ok("lora", key={"hardware": "another"}), "0.8000 0.8000 +0.0000 equal - time: other hardware"),
         (ok("lora", key={"torch": "2.14"}), "0.8000 0.8000 +0.0000 - 1.00 bytes: other torch"),
         (ok("lora", key={"batch": 8, "steps": 50}), "0.8000 - - - - other batch, steps"),
+        (ok("lora", key={"batch": 8}), "0.8000 - - - - other batch"),
         (failed("lora"), "0.8000 - - - - published ended as oom"),
         (None, "0.8000 - - - - not published"),
     ],

@@ -104,7 +104,9 @@ def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
             optimizer = super().optimizer(groups, ctx)
             optimizer.register_step_pre_hook(
                 lambda o, *_: norms.append(
-                    torch.nn.utils.get_total_norm([p.grad for g in o.param_groups for p in g["params"] if p.grad is not None])
+                    torch.nn.utils.get_total_norm(
+                        [p.grad for g in o.param_groups for p in g["params"] if p.grad is not None]
+                    )
                 )
             )
             return optimizer

@@ -108,7 +108,7 @@ def plugin(**params: Any) -> Any:
 
 def prune(model: Any, cache: Path, kind: str = "classification", task: Data | None = None, **params: Any) -> Any:
     method, ctx = plugin(**params), context(cache, kind)
-    pruned, same = method.attach(model, task or data(kind), ctx)
+    pruned, _ = method.attach(model, task or data(kind), ctx)
     return pruned, method, ctx
 
 
@@ -359,7 +359,9 @@ def test_an_untied_output_embedding_stays_whole(tmp_path: Path) -> None:
 
 def test_random_words_of_masking_become_used_words(tmp_path: Path) -> None:
     names = tokenizer(pad_token="w0", mask_token="w4", unk_token="w3")
-    collate = DataCollatorForLanguageModeling(names, mlm_probability=0.9, mask_replace_prob=0.0, random_replace_prob=1.0)
+    collate = DataCollatorForLanguageModeling(
+        names, mlm_probability=0.9, mask_replace_prob=0.0, random_replace_prob=1.0
+    )
     model, *_ = prune(make("bert", AutoModelForMaskedLM), tmp_path, "masked_lm", data("masked_lm", tokenizer=names))
     torch.manual_seed(0)
     inputs = collate([{"input_ids": r} for r in rows(0)])
@@ -428,7 +430,9 @@ def test_an_unseen_token_may_read_the_unknown_one(tmp_path: Path) -> None:
 
 
 def test_an_unseen_label_is_named(tmp_path: Path) -> None:
-    model, *_ = prune(make("gpt2", AutoModelForCausalLM), tmp_path, "causal_lm", data("causal_lm", tokenizer=tokenizer()))
+    model, *_ = prune(
+        make("gpt2", AutoModelForCausalLM), tmp_path, "causal_lm", data("causal_lm", tokenizer=tokenizer())
+    )
     inputs = lm_batch(model, 0)
     inputs["labels"][0, 1] = 44
     with pytest.raises(BadInput, match="'w44'"):
@@ -505,7 +509,7 @@ def test_pooling_that_searches_for_eos_works(tmp_path: Path) -> None:
 
 def test_state_dicts_show_the_whole_matrix_and_loading_takes_one(tmp_path: Path) -> None:
     full = make("bert")
-    pruned, method, ctx = prune(make("bert"), tmp_path)
+    pruned, *_ = prune(make("bert"), tmp_path)
     shapes = {k: v.shape for k, v in full.state_dict().items()}
     assert {k: v.shape for k, v in pruned.state_dict().items()} == shapes
     other = {k: v + 1 if v.is_floating_point() else v for k, v in full.state_dict().items()}
@@ -596,7 +600,9 @@ def test_a_selection_counts_its_own_rows_only() -> None:
 
 @pytest.mark.parametrize(("kind", "kept"), [("classification", True), ("causal_lm", False)])
 def test_the_test_split_counts_except_in_language_modelling(kind: str, kept: bool, tmp_path: Path) -> None:
-    task = data(kind, test=Dataset.from_dict({"input_ids": [[55, 5]]}), validation=Dataset.from_dict({"input_ids": [[56]]}))
+    task = data(
+        kind, test=Dataset.from_dict({"input_ids": [[55, 5]]}), validation=Dataset.from_dict({"input_ids": [[56]]})
+    )
     auto = AutoModelForCausalLM if kind == "causal_lm" else AutoModelForSequenceClassification
     model, *_ = prune(make("gpt2", auto), tmp_path, kind, task)
     keep = set(model.get_input_embeddings().stores["weight"].vocabulary.keep.tolist())
@@ -686,6 +692,8 @@ DEBERTA = dict(
 )
 def test_embedding_share(share: float, family: str, architecture: dict[str, Any]) -> None:
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, num_labels=2, **architecture))
+        model = AutoModelForSequenceClassification.from_config(
+            AutoConfig.for_model(family, num_labels=2, **architecture)
+        )
     embedding = model.get_input_embeddings().weight.numel()
     assert 100 * embedding / sum(p.numel() for p in model.parameters()) == pytest.approx(share, abs=5.1e-3)

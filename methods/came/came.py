@@ -47,7 +47,9 @@ class CAME(torch.optim.Optimizer):
         for group in groups:
             rate = group.get("lr", lr)
             if rate is None or not float(rate) >= 0.0:
-                raise BadInput(f"CAME needs a learning rate of 0 or more, got {rate}; pass lr=... (there is no default)")
+                raise BadInput(
+                    f"CAME needs a learning rate of 0 or more, got {rate}; pass lr=... (there is no default)"
+                )
         if len(betas) != 3 or not all(0.0 <= b < 1.0 for b in betas):
             raise BadInput(f"CAME needs three betas in [0, 1), got {tuple(betas)}")
         if min(eps) < 0.0 or clip <= 0.0 or weight_decay < 0.0 or block < 0:
@@ -97,7 +99,9 @@ class CAME(torch.optim.Optimizer):
         """The parameter's state, made at its first gradient."""
         assert p.grad is not None
         if p.grad.is_sparse:
-            raise BadInput(f"CAME does not take sparse gradients (shape {tuple(p.shape)}); use nn.Embedding(sparse=False)")
+            raise BadInput(
+                f"CAME does not take sparse gradients (shape {tuple(p.shape)}); use nn.Embedding(sparse=False)"
+            )
         if p.is_complex():
             raise BadInput(f"CAME does not take complex parameters (shape {tuple(p.shape)}); train their real view")
         state = self.state[p]
@@ -137,7 +141,8 @@ def _step_blocks(
     (b1, b2, b3), (eps1, eps2) = group["betas"], group["eps"]
     assert p.grad is not None
     n, k = p.shape[-2:]
-    weight = p.reshape(-1, n, k)
+    viewable = p.dim() <= 3 or p.is_contiguous()  # else (channels last) the step is made on a copy
+    weight = p.view(-1, n, k) if viewable else p.contiguous().view(-1, n, k)
     row, res_row = (state[f"exp_avg_{x}_row"].view(-1, n) for x in ("sq", "res"))
     col, res_col = (state[f"exp_avg_{x}_col"].view(-1, k) for x in ("sq", "res"))
     full_numel = _full_numel(p, group)
@@ -204,7 +209,7 @@ def _step_blocks(
         exact.addcmul_(x, one_r, value=-lr)
         if exact is y:
             _round_into(w, y, group["stochastic_rounding"], x)
-    if weight.data_ptr() != p.data_ptr():  # a memory format that no view can flatten: `weight` is a copy
+    if not viewable:
         p.copy_(weight.view(p.shape))
 
 

@@ -80,14 +80,18 @@ class SoftLMs(Method):
     # ------------------------------------------------------------------ training
 
     def parameter_groups(self, model: nn.Module, ctx: Context) -> Groups:
-        """Thresholds and singular values have their own rates and are never decayed."""
+        """Thresholds and singular values have their own rates and are never decayed.
+
+        Adam moves a parameter by about its rate a step, so the thresholds' is reach / (steps of stage 1).
+        """
         soft_layers = _soft_layers(model)
         head = [p for p in model.parameters() if is_head(p) and p.requires_grad]
         body = [p for n in self.shapes for p in model.get_submodule(n).parameters() if p.requires_grad]
         if soft_layers:
             alphas, values = [m.alpha for m in soft_layers.values()], [m.S for m in soft_layers.values()]
+            alpha_lr = self.params["alpha_reach"] / (self.params["stage1"] * ctx.steps)
             groups = [
-                {"params": alphas, "lr": self.params["alpha_lr"], "weight_decay": 0.0},
+                {"params": alphas, "lr": alpha_lr, "weight_decay": 0.0},
                 {"params": values, "lr": self.params["values_lr"], "weight_decay": 0.0},
             ]
         else:
@@ -122,7 +126,7 @@ class SoftLMs(Method):
             ctx.details["budget"] = "not met"
             raise Unsupported(
                 f"budget not met: after {progress:.0%} of the steps the thresholds keep {kept:,} parameters in the "
-                f"linear maps, allowed are {self.allowed:,}; raise softlms.alpha_lr, softlms.strength or the steps"
+                f"linear maps, allowed are {self.allowed:,}; raise softlms.alpha_reach or softlms.strength"
             )
         self.factor(model)
         ctx.details["stage2_from"] = progress
@@ -134,7 +138,7 @@ class SoftLMs(Method):
         """End stage 1: fit the ranks to the budget and put the factors (or a dense layer) in each map's place."""
         layers = _soft_layers(model)
         spectra = {n: m.S.detach().double() / m.scale.double() for n, m in layers.items()}
-        alphas = {n: float(m.alpha) for n, m in layers.items()}
+        alphas = {n: m.alpha.item() for n, m in layers.items()}
         fitted = fitted_ranks(spectra, alphas, self.shapes, self.allowed, self.params["multiple"])
         self.ranks: dict[str, int] = {}
         for name, layer in layers.items():

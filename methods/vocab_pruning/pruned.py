@@ -127,25 +127,26 @@ def language_model_class(cls: type) -> type:
             return original(self, *args, **kwargs)
         values = signature.bind_partial(self, *args, **kwargs)
         labels = values.arguments.get("labels")
-        if labels is not None:
-            if "decoder_input_ids" in signature.parameters and values.arguments.get("decoder_input_ids") is None:
-                # the model would shift what it gets as labels, and these are rows from here on
-                values.arguments["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(labels)
-            values.arguments["labels"] = self.label_rows(labels)
+        shifts = "decoder_input_ids" in signature.parameters and values.arguments.get("decoder_input_ids") is None
+        if labels is not None and shifts:  # the model would shift what it gets as labels: rows, from here on
+            values.arguments["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(labels)
         whole = self.config.vocab_size  # transformers reads the number of classes here
         self.config.vocab_size = output.out_features
         try:
+            if labels is not None:
+                values.arguments["labels"] = self.label_rows(labels)
             return original(*values.args, **values.kwargs)
+        except IndexError as error:  # the loss met a class of -1
+            reason = None if labels is None else output.stores["weight"].vocabulary.explain(labels)
+            raise (BadInput(f"label: {reason}") if reason else error) from error
         finally:
             self.config.vocab_size = whole
 
     def label_rows(self: Any, labels: Tensor) -> Tensor:
         rows = self.label_table.index_select(0, labels.reshape(-1).clamp(min=0)).view(labels.shape).long()
-        rows = torch.where(labels < 0, labels, rows)
-        if bool(((rows < 0) & (labels >= 0)).any()):
-            vocabulary = self.get_output_embeddings().stores["weight"].vocabulary
-            raise BadInput(f"label: {vocabulary.explain(labels)}")
-        return rows
+        if rows.is_cuda and bool((rows < 0).any()):  # there a bad class would end the CUDA context
+            raise IndexError
+        return torch.where(labels < 0, labels, rows)
 
     return _subclass(cls, Pruned, {"forward": forward, "label_rows": label_rows})
 

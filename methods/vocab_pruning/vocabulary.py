@@ -65,7 +65,9 @@ def count_tokens(splits: Iterable[Dataset], full: int) -> np.ndarray:
             values = values[values != IGNORED]
             if len(values) and not (values.min() >= 0 and values.max() < full):
                 wrong = values[(values < 0) | (values >= full)][0]
-                raise BadInput(f"token id {wrong} is outside the embedding of {full} rows; use the model's own tokenizer")
+                raise BadInput(
+                    f"token id {wrong} is outside the embedding of {full} rows; use the model's own tokenizer"
+                )
             counts += np.bincount(values, minlength=full)
     return counts
 

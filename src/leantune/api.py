@@ -118,7 +118,7 @@ def mark_head(model: nn.Module, kind: str) -> None:
     """Mark the freshly initialised parameters: all outside the base model, and its pooler. LMs have none."""
     if kind in ("causal_lm", "masked_lm"):
         return
-    base = getattr(model, model.base_model_prefix)
+    base = getattr(model, str(model.base_model_prefix))
     body = {id(p) for n, p in base.named_parameters() if "pooler" not in n.split(".")}
     for p in model.parameters():
         if id(p) not in body:

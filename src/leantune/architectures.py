@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from leantune.errors import Unsupported
@@ -80,7 +81,7 @@ def family(name: str) -> Family:
 
 def blocks(model: nn.Module, name: str) -> list[nn.Module]:
     """The transformer blocks of a task model (with or without its head), lowest first."""
-    base = getattr(model, model.base_model_prefix, model)
+    base = getattr(model, str(model.base_model_prefix), model)
     return list(base.get_submodule(family(name).layers).children())
 
 
@@ -90,6 +91,7 @@ def linears(model: nn.Module, name: str, names: tuple[str, ...]) -> list[tuple[n
     for block in blocks(model, name):
         for parent in block.modules():
             for attribute, child in parent.named_children():
-                if attribute in names and getattr(child, "weight", None) is not None and child.weight.dim() == 2:
+                weight = getattr(child, "weight", None)
+                if attribute in names and isinstance(weight, torch.Tensor) and weight.dim() == 2:
                     found.append((parent, attribute, child))
     return found

@@ -210,7 +210,7 @@ def _publish(arguments: argparse.Namespace) -> None:
 def _rerun(arguments: argparse.Namespace) -> None:
     from leantune import record
 
-    config, output = _configured(arguments)
+    _, output = _configured(arguments)
     statuses = set(arguments.status.split(","))
     unknown = statuses - set(record.STATUSES)
     if unknown:

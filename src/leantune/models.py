@@ -82,12 +82,12 @@ def empty_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0) -> nn.M
 
 def _finished(model: nn.Module, kind: str) -> nn.Module:
     if kind == "causal_lm":
-        model.loss_type = "ForCausalLM"  # transformers finds it by class name, and GPT-2's does not say it
+        model.loss_type = "ForCausalLM"  # type: ignore[assignment]  # transformers finds it by class name, and GPT-2's does not say it
     return model.train()
 
 
 def _from_scratch(spec: Mapping[str, Any]) -> bool:
-    return bool(spec["source"].get("none"))
+    return "from_scratch" in spec.get("traits", ())
 
 
 def _config(spec: Mapping[str, Any], kind: str, num_labels: int) -> PretrainedConfig:
@@ -95,6 +95,11 @@ def _config(spec: Mapping[str, Any], kind: str, num_labels: int) -> PretrainedCo
     config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
     _set_task(config, kind, num_labels)
     return config
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute each block's activations in the backward pass; works when the layers below are frozen too."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
 
 
 def _check(spec: Mapping[str, Any], kind: str) -> None:

@@ -217,6 +217,7 @@ def _gpu_name() -> str | None:
             capture_output=True,
             text=True,
             timeout=20,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

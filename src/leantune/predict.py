@@ -1,109 +1,28 @@
-"""Peak memory with no GPU and no weights: the cell's own training loop on fake tensors, the CUDA path simulated.
+"""Peak memory with no GPU and no weights: a model's architecture on the meta device, attached, probed.
 
-`Probe` measures a model that exists (a cell's, after attach); `predict` builds one from its architecture alone.
-Both run three steps at the longest batch; the third is steady, since optimizer states exist from the first on.
+`predict_names` answers for names, `largest` searches on predictions for what fits into a budget.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from leantune import models, plan, registry
+from leantune import cards, models, plan, registry
 from leantune.api import Batch, Context, is_head, mark_head
 from leantune.errors import BadInput, Unsupported
-from leantune.meter.allocator import replay
-from leantune.meter.simulate import cuda_path, fake_copy, fake_mode
-from leantune.meter.tensors import MemoryReading, TensorMeter, optimizer_tensors
+from leantune.probe import STEPS, Probe, metered_forward
 from leantune.stack import Stack
-from leantune.train import Schedule, Watch, train
+from leantune.train import Schedule
 
-STEPS = 3
-
-
-class MeterWatch(Watch):
-    """Tells a meter where in the training step it is."""
-
-    def __init__(self, meter: TensorMeter) -> None:
-        self.meter = meter
-        self.optimizer: torch.optim.Optimizer | None = None
-
-    def prepared(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self.meter.watch(model, optimizer)
-
-    def mark(self, phase: str) -> None:
-        self.meter.mark(phase)
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """Measures an attached model's training step on fake copies; weights, RNG and optimizer stay as they are."""
-
-    stack: Stack
-    schedule: Schedule
-    ctx: Context
-    shape: tuple[int, int]  # batch, length of the longest batch
-    checkpointing: bool = False
-
-    def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """The memory entry of a record: exact peak, kinds, phases, allocator's view, FLOPs of one step."""
-        schedule = dataclasses.replace(self.schedule, steps=STEPS, checks=0, evaluations=0)
-        ctx = dataclasses.replace(self.ctx, probe=True, device="cpu", details={})
-        with torch.random.fork_rng(devices=[]), fake_mode(), cuda_path():
-            copy = fake_copy(model)
-            batch = fake_batch(self.ctx.kind, *self.shape)
-            meter = TensorMeter()
-            watch = MeterWatch(meter)
-            with meter:
-                meter.track(batch.values(), "inputs")
-                meter.watch(copy)
-                train(copy, self.stack, itertools.repeat(batch), schedule, ctx, watch)
-            states = sum(t.nbytes for t in optimizer_tensors(watch.optimizer) if t.dim()) if watch.optimizer else 0
-        return {**_entry(meter.result()), "optimizer_state_bytes": states, **replay(meter.trace)}
-
-    def forward_only(self, model: nn.Module) -> dict[str, Any]:
-        """The same for a model that is only evaluated."""
-        with torch.random.fork_rng(devices=[]), fake_mode(), cuda_path():
-            copy = fake_copy(model).eval()
-            batch = fake_batch(self.ctx.kind, *self.shape)
-            meter = TensorMeter()
-            with meter, torch.no_grad():
-                meter.track(batch.values(), "inputs")
-                meter.watch(copy)
-                meter.mark("forward")
-                copy(**batch)
-        return {**_entry(meter.result()), "optimizer_state_bytes": 0, **replay(meter.trace)}
-
-    def flops(self, model: nn.Module) -> int:
-        """Floating-point operations of one forward and backward pass."""
-        with torch.random.fork_rng(devices=[]), fake_mode():
-            copy = fake_copy(model).train()
-            counter = FlopCounterMode(display=False)
-            with counter:
-                copy(**fake_batch(self.ctx.kind, *self.shape)).loss.backward()
-        return counter.get_total_flops()
-
-
-def fake_batch(kind: str, batch: int, length: int) -> Batch:
-    """A batch of the longest shape with one padded row, so that the attention mask is kept as on real data."""
-    mask = torch.ones(batch, length, dtype=torch.long)
-    labels = {
-        "classification": lambda: torch.zeros(batch, dtype=torch.long),
-        "regression": lambda: torch.zeros(batch, dtype=torch.float32),
-    }.get(kind, lambda: torch.zeros(batch, length, dtype=torch.long))
-    return {"input_ids": torch.ones(batch, length, dtype=torch.long), "attention_mask": mask, "labels": labels()}
-
-
-def _entry(reading: MemoryReading) -> dict[str, Any]:
-    return {"source": "tensors-cpu", "path": "cuda-simulated", **dataclasses.asdict(reading)}
+KINDS = {"classification": "classification", "mlm": "masked_lm", "causal-lm": "causal_lm"}  # of --head
 
 
 def build(spec: Mapping[str, Any], stack: Stack, ctx: Context, labels: int) -> nn.Module:
@@ -111,7 +30,7 @@ def build(spec: Mapping[str, Any], stack: Stack, ctx: Context, labels: int) -> n
     model = models.empty_model(spec, ctx.kind, labels)
     mark_head(model, ctx.kind)
     with torch.device("meta"):
-        model, _ = stack.attach(model, None, dataclasses.replace(ctx, probe=True, details={}))
+        model, _ = stack.attach(model, None, replace(ctx, probe=True, details={}))
     return model
 
 
@@ -119,6 +38,8 @@ def predict_cell(spec: Mapping[str, Any], stack: Stack, probe: Probe, labels: in
     """A cell's prediction for its record; null with a reason where the shapes depend on values not declared."""
     try:
         model = build(spec, stack, probe.ctx, labels)
+        if probe.checkpointing:
+            models.enable_checkpointing(model)
         reading = probe(model) if stack.trains else probe.forward_only(model)
     except (BadInput, Unsupported) as error:
         return {"peak_bytes": None, "reason": str(error)}
@@ -136,7 +57,11 @@ def predict_names(
     dtype: str = "fp32",
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `leantune predict` prints, keys as in the documentation. Raises BadInput naming the wrong word."""
+    """What `leantune predict` prints, keys as in the documentation. Raises BadInput naming the wrong word.
+
+    `dtype` is that of the weights (and so of everything): bf16 is pure bf16, not autocast.
+    """
+    started = time.perf_counter()
     plugin = registry.get("models", model)
     training = dict(plan.TRAINING_DEFAULTS)
     if task is not None:
@@ -145,7 +70,8 @@ def predict_names(
         kind = task_plugin.spec["kind"]
     else:
         kind = _default_kind(plugin.spec, head)
-    batch, length = batch or training.get("batch"), length or training.get("length")
+    batch = training.get("batch") if batch is None else batch
+    length = training.get("length") if length is None else length
     if batch is None or length is None:
         raise BadInput("give --task, or --batch and --seq")
     _check_shape(plugin.spec, batch, length)
@@ -153,19 +79,11 @@ def predict_names(
     if parts[0].slot == "control":
         raise BadInput(f"'{method}' is a control without a model; there is nothing to predict")
     stack = Stack(parts)
-    schedule = dataclasses.replace(Schedule.from_training({**training, "steps": STEPS}), dtype="fp32")
     ctx = Context(
-        kind=kind,
-        family=plugin.spec["family"],
-        steps=STEPS,
-        head_lr=training["head_lr"],
-        seed=0,
-        device="cpu",
-        batch=batch,
-        length=length,
-        cache=Path(),
-        probe=True,
-    )
+        kind=kind, family=plugin.spec["family"], steps=STEPS, head_lr=training["head_lr"], seed=0, device="cpu",
+        batch=batch, length=length, cache=Path(), probe=True,
+    )  # fmt: skip
+    schedule = replace(Schedule.from_training({**training, "steps": STEPS}), dtype="fp32")
     probe = Probe(stack, schedule, ctx, (batch, length))
     empty = build(plugin.spec, stack, ctx, 2)
     if dtype == "bf16":
@@ -186,20 +104,85 @@ def predict_names(
             "head": sum(p.numel() for p in unique if is_head(p)),
         },
         **{k: reading[k] for k in ("optimizer_state_bytes", "allocated_bytes", "reserved_bytes")},
-        "flops_per_step": probe.flops(empty),
+        "fits": cards.fits(reading["reserved_bytes"]),
+        "flops_per_step": reading["flops_per_step"],
+        "seconds": round(time.perf_counter() - started, 2),
     }
 
 
+def largest_shapes(budget: int, model: str, method: str, **words: Any) -> dict[str, Any]:
+    """The largest batch at the given length and the longest sequence at the given batch whose reserved bytes
+    stay within `budget` bytes; takes `predict_names`'s words. Raises BadInput where the smallest does not fit."""
+    start = predict_names(model, method, **words)
+    fixed = {**words, "batch": start["batch"], "length": start["seq"]}
+    longest = _positions(registry.get("models", model).spec)
+    found: dict[str, Any] = {"budget_bytes": budget}
+    for name, limit in (("batch", None), ("length", longest)):
+
+        def reserved(n: int, name: str = name) -> int:
+            return int(predict_names(model, method, **{**fixed, name: n})["reserved_bytes"])
+
+        best = largest(reserved, budget, limit)
+        if best is None:
+            other = f"sequence length {start['seq']}" if name == "batch" else f"batch {start['batch']}"
+            raise BadInput(
+                f"'{method}' on '{model}' with {name} 1 and {other} reserves {reserved(1) / 2**30:.2f} GiB; "
+                f"the budget of {budget / 2**30:.2f} GiB is too small"
+            )
+        found["largest_batch" if name == "batch" else "longest_seq"] = best
+    return found
+
+
+def largest(size: Callable[[int], int], budget: int, limit: int | None = None) -> int | None:
+    """The largest n from 1 to `limit` with `size(n) <= budget`, or None. `size` grows nearly in proportion, with
+    small dips (segments of the allocator), so the two numbers above the first that does not fit are tried too."""
+    sizes: dict[int, int] = {}
+
+    def fits(n: int) -> bool:
+        if n not in sizes:
+            sizes[n] = size(n)
+        return sizes[n] <= budget
+
+    if not fits(1):
+        return None
+    low, high = 1, None if limit is None else limit + 1  # low fits, high does not
+    for turn in itertools.count():
+        if high is not None and high - low <= 1:
+            break
+        guess = 4 * low if high is None else (low + high) // 2
+        if turn % 3 and len(sizes) > 1:  # twice along the line through the two sizes nearest to the budget
+            a, b = sorted(sizes, key=lambda n: abs(sizes[n] - budget))[:2]
+            slope = (sizes[a] - sizes[b]) / (a - b)
+            guess = a + int((budget - sizes[a]) / slope) if slope > 0 else guess
+            guess = max(low + 1, min(guess, 64 * low if high is None else high - 1))
+        if not fits(guess):
+            high = guess
+        else:
+            low = guess
+            if high != guess + 1 and not fits(guess + 1):
+                high = guess + 1
+    dips = [n for n in (low + 2, low + 3) if (limit is None or n <= limit) and fits(n)]
+    return max([low, *dips])
+
+
 def _default_kind(spec: Mapping[str, Any], head: str | None) -> str:
-    kinds = {"classification": "classification", "mlm": "masked_lm", "causal-lm": "causal_lm", None: ""}
-    kind = kinds[head] or ("causal_lm" if "causal_lm" in spec["kinds"] else "classification")
+    decoder = "causal_lm" in spec["kinds"]
+    kind = KINDS[head] if head else ("causal_lm" if decoder else "classification")
     if kind not in spec["kinds"]:
-        raise BadInput(f"model '{spec['name']}' has no {head} head; it does {', '.join(spec['kinds'])}")
+        raise BadInput(f"model '{spec['name']}' has no {head or kind} head; it does {', '.join(spec['kinds'])}")
     return kind
 
 
+def _positions(spec: Mapping[str, Any]) -> int | None:
+    """The longest sequence of a model; RoBERTa's first positions stand for padding."""
+    architecture = spec["architecture"]
+    longest = architecture.get("max_position_embeddings", architecture.get("n_positions"))
+    offset = 2 if spec["family"] in ("roberta", "xlm-roberta") else 0
+    return None if longest is None else longest - offset
+
+
 def _check_shape(spec: Mapping[str, Any], batch: int, length: int) -> None:
-    longest = spec["architecture"].get("max_position_embeddings", spec["architecture"].get("n_positions"))
+    longest = _positions(spec)
     if batch < 1 or length < 1:
         raise BadInput(f"batch {batch} and sequence length {length} must both be at least 1")
     if longest is not None and length > longest:
@@ -208,18 +191,13 @@ def _check_shape(spec: Mapping[str, Any], batch: int, length: int) -> None:
 
 def inference_peak(model: nn.Module, batch: Batch) -> int:
     """Exact peak of a forward pass without gradients, on the batch's own device: bytes."""
-    meter = TensorMeter()
-    with meter, torch.no_grad():
-        meter.track(batch.values(), "inputs")
-        meter.watch(model)
-        meter.mark("forward")
-        model(**batch)
-    return meter.result().peak_bytes
+    return metered_forward(model, batch).result().peak_bytes
 
 
 def describe(result: Mapping[str, Any]) -> str:
     """A prediction for people: the peak, what it is made of, and when."""
     mib = 2**20
+    on = ", ".join(card for card, fits in result["fits"].items() if fits) or "none of the known cards"
     lines = [
         f"{result['method']} on {result['model']}, batch {result['batch']} x {result['seq']}, {result['dtype']}",
         f"  peak            {result['peak_bytes'] / mib:10.1f} MiB, in the {result['peak_phase']} phase",
@@ -227,6 +205,7 @@ def describe(result: Mapping[str, Any]) -> str:
     lines += [f"    {kind:<13} {size / mib:10.1f} MiB" for kind, size in result["by_kind"].items() if size]
     lines += [
         f"  reserved        {result['reserved_bytes'] / mib:10.1f} MiB by the CUDA allocator (simulated)",
+        f"  fits on         {on}, with {cards.CONTEXT_BYTES / 2**30:g} GiB left for the CUDA context",
         f"  optimizer state {result['optimizer_state_bytes'] / mib:10.1f} MiB",
         f"  trainable       {result['parameters']['trainable']:>10,} of {result['parameters']['total']:,} parameters, "
         f"and {result['parameters']['head']:,} in the head",

@@ -39,6 +39,8 @@ def fetch(source: Mapping[str, Any], base: Path | None = None) -> Path:
 
     Raises BadInput for a block that is not understood, a wrong hash, a broken archive or a missing network.
     """
+    if source.get("none"):
+        raise BadInput("this source is `none`: there is nothing to fetch, only the memory can be predicted")
     kinds = {"package": _package, "hub": _hub, "local": _local}
     named = [kind for kind in kinds if kind in source]
     if len(named) != 1:

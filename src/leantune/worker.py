@@ -26,8 +26,8 @@ from torch import nn
 from tqdm import tqdm
 
 from leantune import data as datasets_
-from leantune import lease, metrics, models, plan, predict, record, registry, sources
-from leantune.api import Context, Data, is_head, mark_head
+from leantune import lease, metrics, models, plan, predict, record, sources
+from leantune.api import Batch, Context, Data, is_head, mark_head
 from leantune.errors import BadInput, Diverged, Unsupported
 from leantune.evaluate import predict_split
 from leantune.meter.cuda import CudaMemory
@@ -170,6 +170,7 @@ def run_cell(cell: plan.Cell, folder: Path, phases: Phases, force: bool) -> dict
 def _train(
     model: nn.Module, stack: Stack, data: Data, cell: plan.Cell, ctx: Context, watch: Watch, phases: Phases
 ) -> Training:
+    assert data.collate is not None
     if not stack.trains:
         return Training(model, [], [], [])
     training = cell.training
@@ -186,9 +187,11 @@ def _train(
     return train(model, stack, iter(batches), Schedule.from_training(training), ctx, watch, score)
 
 
-def _evaluation_batch(data: Data) -> int:
-    """Sequences scored at once. A language model's logits over a full vocabulary are large: 8 keep them small."""
-    return 8 if data.kind in ("causal_lm", "masked_lm") else 32
+def _evaluation_batches(data: Data, split: str) -> Iterator[Batch]:
+    """A split once, in order. A language model's logits over a full vocabulary are large: 8 at once keep them small."""
+    size = 8 if data.kind in ("causal_lm", "masked_lm") else 32
+    assert data.collate is not None
+    return datasets_.batches(getattr(data, split), data.collate, size)
 
 
 def _score(
@@ -196,7 +199,7 @@ def _score(
 ) -> tuple[float, dict[str, float | None], list[float], list[float]]:
     """(score, all metrics, predictions, references) on a split."""
     metric = cell.task.spec["metric"]
-    batches = datasets_.batches(getattr(data, split), data.collate, _evaluation_batch(data), None, 0, False)
+    batches = _evaluation_batches(data, split)
     predictions, references = predict_split(model, batches, data.kind, cell.device, cell.training["dtype"])
     values = metrics.compute(metric["module"], predictions, references)
     return _finite(values[metric["score"]]), values, predictions, references
@@ -239,8 +242,8 @@ def _parameters(model: nn.Module) -> dict[str, int]:
 @torch.no_grad()
 def _inference(model: nn.Module, data: Data, cell: plan.Cell) -> dict[str, Any]:
     """Tokens per second of the exported model, forward only, on one fixed batch; the median of a few passes."""
-    batches = datasets_.batches(data.test, data.collate, _evaluation_batch(data), None, 0, False)
-    batch = {k: v.to(cell.device) for k, v in next(iter(batches)).items() if k != "labels"}
+    first = next(_evaluation_batches(data, "test"))
+    batch = {k: v.to(cell.device) for k, v in first.items() if k != "labels"}
     seconds = []
     for _ in range(INFERENCE_REPEATS + 1):
         started = time.perf_counter()

@@ -13,7 +13,7 @@ import contextlib
 import copy
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from leantune.errors import Unsupported
 from leantune.meter.tensors import plain_attributes, tensors_in
 
+Companion = TypeVar("Companion")
 aten = torch.ops.aten
 HALF = (torch.bfloat16, torch.float16)
 
@@ -77,6 +78,11 @@ def fake_copy(model: nn.Module) -> nn.Module:
     copied. Ties, views of one storage, `requires_grad` and attributes of parameters stay.
     Raises Unsupported for tensor subclasses (quantised weights), which have no fake form here.
     """
+    return fake_copies(model, None)[0]
+
+
+def fake_copies(model: nn.Module, companion: Companion) -> tuple[nn.Module, Companion]:
+    """`fake_copy` of a model and a copy of an object that may refer to its tensors, such as a method's state."""
     tensors = list(_own_tensors(model))
     users = Counter(t.untyped_storage()._cdata for t in tensors)
     bases: dict[int, Tensor] = {}
@@ -95,7 +101,7 @@ def fake_copy(model: nn.Module) -> nn.Module:
             data = nn.Parameter(data, requires_grad=tensor.requires_grad)
         data.__dict__.update({name: value for name, value in vars(tensor).items() if name not in vars(data)})
         memo[id(tensor)] = data
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy((model, companion), memo)
 
 
 def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -123,7 +129,7 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return torch.native_dropout(input, p, True)[0]
 
 
-def _attention(  # noqa: PLR0917  (the signature of the function it stands for)
+def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,

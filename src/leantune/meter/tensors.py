@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 KINDS = ("weights", "buffers", "gradients", "optimizer", "activations", "temporaries", "inputs")
 PHASES = ("forward", "backward", "optimizer", "other")
 PERSISTENT = ("weights", "buffers", "optimizer")
 _ITEM = torch.ops.aten._local_scalar_dense.default
+_DEVICE = torch.ops.prim.device.default
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class TensorMeter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.trace: list[tuple[int, int]] = []  # (block number, +bytes or -bytes)
+        self.flops = 0  # of the matrix products, convolutions and attention seen, as torch.utils.flop_counter counts
         self.phase = "other"
         self._live: dict[int, list[Any]] = {}  # address of the StorageImpl -> [block, bytes, weak reference]
         self._born: list[str] = []  # block -> phase
@@ -152,9 +155,15 @@ class TensorMeter(TorchDispatchMode):
     ) -> Any:
         if any(hasattr(t, "__tensor_flatten__") for t in types):
             return NotImplemented  # the subclass unwraps itself; its inner operators come here next
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # asked twice for every operator, so worth a short cut
         if func is _ITEM and isinstance(args[0], FakeTensor):
             return scalar_of(args[0])
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
         for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
             for storage in storages(tensor):
                 self._see(storage)

@@ -1,0 +1,43 @@
+"""What fits on which card: the bytes that CUDA really offers, not the number in the name."""
+
+from __future__ import annotations
+
+import re
+
+from leantune.errors import BadInput
+
+GIB = 2**30
+# The lowest "total capacity" that PyTorch's out-of-memory messages give for the card (docs/measurement.md).
+USABLE_GIB = {
+    "8GB": 7.79,
+    "12GB": 11.76,
+    "T4": 14.56,
+    "16GB": 15.70,
+    "L4": 22.03,
+    "RTX 4090": 23.52,
+    "A100-40GB": 39.39,
+    "L40S": 44.40,
+    "A100-80GB": 79.15,
+}
+CONTEXT_BYTES = GIB  # allowed for the CUDA context and library workspaces, which torch does not count
+
+
+def fits(reserved_bytes: int) -> dict[str, bool]:
+    """Card to whether the allocator's reserved bytes and the context fit on it."""
+    return {card: reserved_bytes + CONTEXT_BYTES <= size * GIB for card, size in USABLE_GIB.items()}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `8GiB`, `512MiB`, `8GB` (10^9) or a card's name (what is left beside the context).
+
+    Raises BadInput where it is none of these or not above 0.
+    """
+    if text in USABLE_GIB:
+        return int(USABLE_GIB[text] * GIB) - CONTEXT_BYTES
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text)
+    units = {None: 1, **{f"{c}i": 2 ** (10 * n) for n, c in enumerate("KMGT", 1)}}
+    units |= {c: 10 ** (3 * n) for n, c in enumerate("KMGT", 1)}
+    size = int(float(match.group(1)) * units[match.group(2)]) if match else 0
+    if size <= 0:
+        raise BadInput(f"'{text}' is no amount of memory; write 8GiB, 512MiB or a card: {', '.join(USABLE_GIB)}")
+    return size

@@ -1,0 +1,240 @@
+"""Predictions: what they say, what they leave alone, and the search for what fits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small import small_model
+
+from leantune import cards, cli, predict, registry
+from leantune.api import Context
+from leantune.errors import BadInput, Unsupported
+from leantune.meter.tensors import KINDS
+from leantune.probe import Probe
+from leantune.stack import Stack
+from leantune.train import Schedule
+
+GIB = 2**30
+MIB = 2**20
+
+
+def probe_for(
+    method: str, shape: tuple[int, int] = (4, 16), kind: str = "classification", dtype: str = "fp32"
+) -> Probe:
+    stack = Stack(registry.parse_stack(method, kind))
+    ctx = Context(
+        kind=kind, family="bert", steps=8, head_lr=1e-3, seed=0, device="cpu", batch=shape[0], length=shape[1],
+        cache=Path("."), probe=True,
+    )  # fmt: skip
+    return Probe(stack, Schedule(steps=8, dtype=dtype), ctx, shape)
+
+
+def attached(probe: Probe, **config: int) -> torch.nn.Module:
+    model = small_model("bert", "classification", **config)
+    return probe.stack.attach(model, None, probe.ctx)[0]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "bitfit", "svfit", "safe", "head+came"])
+def test_a_probe_leaves_weights_states_methods_and_generators_alone(method: str) -> None:
+    probe = probe_for(method)
+    model = attached(probe)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = probe.stack.optimizer(probe.stack.parameter_groups(model, probe.ctx), probe.ctx)
+    for p in trained:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    methods = copy.deepcopy({slot: vars(m) for slot, m in probe.stack.methods.items()})
+    generators = torch.get_rng_state(), random.getstate()
+    training = model.training
+    reading = probe(model)
+    assert reading["peak_bytes"] > 0
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert random.getstate() == generators[1]
+    assert model.training == training
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before[0].values(), strict=True))
+    assert all(p.grad is not None and bool((p.grad == 1).all()) for p in trained)
+    states = zip(optimizer.state_dict()["state"].values(), before[1]["state"].values(), strict=True)
+    for now, then in states:
+        assert all(torch.equal(torch.as_tensor(now[k]), torch.as_tensor(then[k])) for k in then)
+    assert {slot: vars(m).keys() for slot, m in probe.stack.methods.items()} == {
+        s: v.keys() for s, v in methods.items()
+    }
+
+
+def test_a_probe_reads_the_same_twice_and_from_the_meta_device() -> None:
+    probe = probe_for("lora")
+    model = attached(probe)
+    assert probe(model) == probe(model) == probe(model.to("meta"))
+
+
+def test_a_probe_counts_states_and_operations_of_one_step() -> None:
+    shape, width, layers, vocabulary = (4, 16), 16, 4, 64
+    probe = probe_for("full", shape)
+    model = attached(probe)
+    reading = probe(model)
+    assert reading["optimizer_state_bytes"] == 2 * 4 * sum(p.numel() for p in model.parameters())
+    tokens = math.prod(shape)
+    per_layer = 2 * tokens * (4 * width * width + 2 * width * 32) + 2 * 2 * tokens * shape[1] * width
+    forward = layers * per_layer + 2 * shape[0] * (width * width + width * 2)
+    assert (
+        forward * 2.9 < reading["flops_per_step"] < forward * 3.5
+    )  # attention's backward pass is 2.5 times its forward
+    assert vocabulary == model.config.vocab_size
+
+
+def test_autocast_and_accumulation_change_the_activations_only() -> None:
+    readings = {}
+    for name, schedule in {
+        "fp32": Schedule(steps=8),
+        "bf16": Schedule(steps=8, dtype="bf16"),
+        "accumulate": Schedule(steps=8, accumulate=4),
+    }.items():
+        probe = probe_for("full", (16, 32))
+        probe = Probe(probe.stack, schedule, probe.ctx, probe.shape)
+        readings[name] = probe(attached(probe))
+    kinds = {name: reading["by_kind"] for name, reading in readings.items()}
+    assert kinds["bf16"]["optimizer"] == kinds["fp32"]["optimizer"]
+    assert kinds["bf16"]["activations"] < kinds["fp32"]["activations"]
+    assert kinds["accumulate"]["activations"] < 0.4 * kinds["fp32"]["activations"]
+
+
+def test_a_forward_pass_needs_less_than_a_step() -> None:
+    probe = probe_for("full")
+    model = attached(probe)
+    forward = probe.forward_only(model)
+    assert forward["peak_bytes"] < probe(model)["peak_bytes"]
+    assert forward["by_kind"]["optimizer"] == forward["by_kind"]["gradients"] == 0
+
+
+class NeedsValues(torch.nn.Module):
+    def forward(self, input_ids: torch.Tensor, **_: torch.Tensor) -> object:
+        return input_ids.nonzero()
+
+
+def test_a_model_that_needs_values_is_unsupported_by_name() -> None:
+    with pytest.raises(Unsupported, match=r"'lora' needs tensor values at .*nonzero"):
+        probe_for("lora").forward_only(NeedsValues())
+
+
+def test_names_to_a_prediction() -> None:
+    result = predict.predict_names("minilm-l6", "lora", batch=2, length=16)
+    assert list(result)[:12] == [
+        "model", "method", "point", "batch", "seq", "dtype", "path", "peak_bytes", "peak_phase", "by_kind",
+        "parameters", "optimizer_state_bytes",
+    ]  # fmt: skip
+    assert set(result["by_kind"]) == set(KINDS)
+    assert (
+        sum(result["by_kind"].values()) == result["peak_bytes"] <= result["allocated_bytes"] <= result["reserved_bytes"]
+    )
+    assert result["parameters"]["trainable"] == 6 * 2 * 8 * (384 + 384)  # 6 layers, query and value, r 8
+    assert result["parameters"]["head"] == 384 * 384 + 384 + 2 * 384 + 2  # pooler and classifier
+    assert result["fits"]["8GB"]
+    assert json.dumps(result)
+    half = predict.predict_names("minilm-l6", "lora", batch=2, length=16, dtype="bf16")
+    assert half["optimizer_state_bytes"] * 2 == result["optimizer_state_bytes"]
+    assert "LoRA" not in predict.describe(result)
+    assert f"{result['peak_bytes'] / MIB:.1f} MiB" in predict.describe(result)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "nope", "--method", "lora", "--batch", "1", "--seq", "8"], "unknown model 'nope'"),
+        (["--model", "minilm-l6", "--method", "nope", "--batch", "1", "--seq", "8"], "unknown method 'nope'"),
+        (["--model", "minilm-l6", "--method", "lora", "--batch", "0", "--seq", "8"], "batch 0"),
+        (["--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "0"], "length 0"),
+        (["--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "513"], "512 positions"),
+        (["--model", "minilm-l6", "--method", "lora", "--batch", "1"], "--seq"),
+        (["--model", "minilm-l6", "--method", "tfidf", "--batch", "1", "--seq", "8"], "nothing to predict"),
+        (
+            ["--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "8", "--head", "causal-lm"],
+            "causal-lm",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["predict", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_largest_shapes_stay_within_the_budget_and_no_larger_one_does() -> None:
+    words = {"batch": 2, "length": 8}
+    base = predict.predict_names("minilm-l6", "head", **words)["reserved_bytes"]
+    budget = base + 10 * MIB
+    found = predict.largest_shapes(budget, "minilm-l6", "head", **words)
+    for name, other in (("largest_batch", "batch"), ("longest_seq", "length")):
+        best = found[name]
+        assert best > words[other]
+        at = predict.predict_names("minilm-l6", "head", **{**words, other: best})["reserved_bytes"]
+        assert at <= budget
+        assert found["budget_bytes"] == budget
+    with pytest.raises(BadInput, match="too small"):
+        predict.largest_shapes(10 * MIB, "minilm-l6", "head", **words)
+
+
+@given(
+    st.integers(1, 10**9), st.integers(1, 10**7), st.integers(0, 3), st.integers(10**6, 10**11),
+    st.one_of(st.none(), st.integers(1, 5000)),
+)  # fmt: skip
+def test_largest_finds_the_edge_in_few_steps(
+    fixed: int, each: int, square: int, budget: int, limit: int | None
+) -> None:
+    calls: list[int] = []
+
+    def size(n: int) -> int:
+        calls.append(n)
+        return fixed + each * n + square * n * n
+
+    found = predict.largest(size, budget, limit)
+    assert len(calls) == len(set(calls)) <= 45
+    if found is None:
+        assert size(1) > budget
+        return
+    assert size(found) <= budget
+    assert found == limit or size(found + 1) > budget
+
+
+def test_largest_looks_past_a_dip() -> None:
+    sizes = {1: 10, 2: 20, 3: 31, 4: 29, 5: 35}
+    assert predict.largest(lambda n: sizes.get(n, 10 * n), 30) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("8GiB", 8 * GIB),
+        ("512MiB", 512 * MIB),
+        ("1.5 GiB", 3 * GIB // 2),
+        ("8GB", int(7.79 * GIB) - GIB),  # a card's name
+        ("9GB", 9 * 10**9),
+        ("1000", 1000),
+    ],
+)
+def test_amounts_of_memory(text: str, size: int) -> None:
+    assert cards.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0GiB", "-1GiB", "8 gigs", "GiB", "nan"])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="no amount of memory"):
+        cards.parse_bytes(text)
+
+
+def test_a_card_fits_what_leaves_room_for_the_context() -> None:
+    room = int(14.56 * GIB) - GIB
+    assert cards.fits(room)["T4"]
+    assert not cards.fits(room + 1)["T4"]
+    assert list(cards.USABLE_GIB.values()) == sorted(cards.USABLE_GIB.values())
