@@ -43,7 +43,7 @@ class CAME(torch.optim.Optimizer):
         full_matrix: bool = True,
     ) -> None:
         """`block` is the elements stepped at a time, 0 for the device's default. Raises BadInput for a bad setting."""
-        groups = [g if isinstance(g, dict) else {"params": [g]} for g in params]
+        groups: list[dict[str, Any]] = [g if isinstance(g, dict) else {"params": [g]} for g in params]
         for group in groups:
             rate = group.get("lr", lr)
             if rate is None or not float(rate) >= 0.0:
@@ -266,7 +266,7 @@ def _step_vectors(params: list[Tensor], states: list[dict[str, Any]], group: dic
     (b1, b2, _), (eps1, _) = group["betas"], group["eps"]
     m, v = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
     g = [p.grad.to(s.dtype) for p, s in zip(params, m, strict=True)]  # type: ignore[union-attr]
-    u = torch._foreach_mul(g, g)
+    u = list(torch._foreach_mul(g, g))
     torch._foreach_add_(u, eps1)
     torch._foreach_mul_(v, b2)
     torch._foreach_add_(v, u, alpha=1.0 - b2)
@@ -283,7 +283,7 @@ def _step_small_matrices(params: list[Tensor], states: list[dict[str, Any]], gro
     (b1, b2, b3), (eps1, eps2) = group["betas"], group["eps"]
     m = [s["exp_avg"] for s in states]
     g = [p.grad.to(s.dtype) for p, s in zip(params, m, strict=True)]  # type: ignore[union-attr]
-    u = torch._foreach_mul(g, g)
+    u = list(torch._foreach_mul(g, g))
     _factors_into(u, states, "sq", b2, eps1)
     torch._foreach_mul_(u, g)
     _clip(u, params, group)

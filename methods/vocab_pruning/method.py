@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from transformers import PreTrainedModel
 
 from leantune.api import BadInput, Context, Data, Method, Unsupported
 
@@ -23,7 +24,7 @@ class VocabPruning(Method):
 
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
         """Count, keep, prune. The kept rows are declared by `vocabulary` or `used_share` when there is no data."""
-        if not hasattr(model, "get_input_embeddings"):
+        if not isinstance(model, PreTrainedModel):
             raise Unsupported(f"vocab_pruning needs a transformers model, not {type(model).__name__}")
         embedding: Any = model.get_input_embeddings()
         full = len(embedding.weight)

@@ -39,7 +39,7 @@ class Store:
         if not write:
             return cls(vocabulary, whole.shape, folder, None)
         data = whole.detach().cpu().contiguous()
-        file = folder / f"{hashlib.sha256(data.view(torch.uint8).numpy()).hexdigest()}.safetensors"
+        file = folder / f"{hashlib.sha256(memoryview(data.view(torch.uint8).numpy())).hexdigest()}.safetensors"
         if not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(f".{os.getpid()}.part")
@@ -244,4 +244,4 @@ def restore(model: nn.Module) -> None:
             module._buffers.pop(name, None)  # type: ignore[attr-defined]
             module._non_persistent_buffers_set.discard(name)  # type: ignore[attr-defined]
         del module.stores, module.replaced
-        module.__class__ = module.original  # type: ignore[attr-defined]
+        module.__class__ = module.original  # type: ignore[attr-defined, assignment]

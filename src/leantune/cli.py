@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leantune import cell as cells
-from leantune import plan, registry
+from leantune import plan, record, registry
 from leantune.errors import BadInput
 
 EXAMPLES = """examples:
@@ -208,19 +208,15 @@ def _publish(arguments: argparse.Namespace) -> None:
 
 
 def _rerun(arguments: argparse.Namespace) -> None:
-    from leantune import record
+    from leantune import tables
 
-    _, output = _configured(arguments)
+    config, output = _configured(arguments)
     statuses = set(arguments.status.split(","))
-    unknown = statuses - set(record.STATUSES)
-    if unknown:
-        raise BadInput(f"--status: '{sorted(unknown)[0]}' is no status; known: {', '.join(record.STATUSES)}")
-    removed = []
-    for path, found in record.read_records(output / "records"):
-        if isinstance(found, BadInput) or found["status"] in statuses:
-            path.unlink()
-            removed.append(str(path))
-    print("\n".join(removed) or "no such record")
+    known = {*record.STATUSES, "stale", "damaged"}
+    if not statuses <= known:
+        raise BadInput(f"--status: '{min(statuses - known)}' is no status; known: {', '.join(sorted(known))}")
+    removed = tables.remove(output, plan.expand(config), statuses)
+    print("\n".join(map(str, removed)) or "no such record")
     if removed:
         print(f"run `snakemake --cores all --configfile {shlex.quote(str(arguments.config))}` to repeat them")
 

@@ -62,7 +62,7 @@ class Cell:
         return {
             "method": registry.stack_hash(self.parts),
             "task": registry.task_hash(self.task, settings),
-            "model": registry.model_hash(self.model),
+            "model": "none" if self.model_name == "none" else registry.model_hash(self.model),
         }
 
     @functools.cached_property
@@ -145,7 +145,9 @@ def resolve(
                 f"'task.{key}' is no setting of task '{task}'; its settings: {', '.join([*splits, *training])}"
             )
         target[key] = value
-    registry.validate({**task_plugin.spec, "splits": splits, "training": training}, "task", f"task '{task}' with --set")
+    if own:
+        resolved = {**task_plugin.spec, "splits": splits, "training": training}
+        registry.validate(resolved, "task", f"task '{task}' with --set")
     for_methods = {k: v for k, v in overrides.items() if not k.startswith("task.")}
     parts = registry.parse_stack(method, task_plugin.spec["kind"], for_methods)
     device = resolve_device(device)
@@ -167,7 +169,12 @@ def expand(config: Mapping[str, Any]) -> list[Cell]:
                         stacked = {w.partition("@")[0] for w in method.split("+")} | {"task"}
                         mine = {k: v for k, v in settings.items() if k.partition(".")[0] in stacked}
                         cell = resolve(model, task, method, seed, device=config["device"], overrides=mine)
-                        cells.setdefault(cell.record_path, cell)
+                        former = cells.setdefault(cell.record_path, cell)
+                        if former.hashes != cell.hashes:
+                            raise BadInput(
+                                f"config: two blocks give '{method}' on '{task}' different settings under one "
+                                "record; give one of them a point of its own"
+                            )
     return list(cells.values())
 
 

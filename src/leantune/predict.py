@@ -111,26 +111,32 @@ def predict_names(
 
 
 def largest_shapes(budget: int, model: str, method: str, **words: Any) -> dict[str, Any]:
-    """The largest batch at the given length and the longest sequence at the given batch whose reserved bytes
-    stay within `budget` bytes; takes `predict_names`'s words. Raises BadInput where the smallest does not fit."""
-    start = predict_names(model, method, **words)
-    fixed = {**words, "batch": start["batch"], "length": start["seq"]}
+    """The largest batch at the given length, and the longest sequence at the given batch, whose reserved bytes
+    stay within `budget` bytes: one of them where only length or batch is given, both with a task. Takes `predict_names`'s
+    words. Raises BadInput where the smallest does not fit."""
+    given = {"batch": 1, "length": 1, **_task_shape(words.get("task")), **{k: v for k, v in words.items() if v}}
     longest = _positions(registry.get("models", model).spec)
     found: dict[str, Any] = {"budget_bytes": budget}
-    for name, limit in (("batch", None), ("length", longest)):
+    for name, other, limit in (("batch", "length", None), ("length", "batch", longest)):
+        if other not in words and not words.get("task"):
+            continue
 
         def reserved(n: int, name: str = name) -> int:
-            return int(predict_names(model, method, **{**fixed, name: n})["reserved_bytes"])
+            return int(predict_names(model, method, **{**given, name: n})["reserved_bytes"])
 
         best = largest(reserved, budget, limit)
         if best is None:
-            other = f"sequence length {start['seq']}" if name == "batch" else f"batch {start['batch']}"
             raise BadInput(
-                f"'{method}' on '{model}' with {name} 1 and {other} reserves {reserved(1) / 2**30:.2f} GiB; "
-                f"the budget of {budget / 2**30:.2f} GiB is too small"
+                f"'{method}' on '{model}' with {name} 1 and {other} {given[other]} reserves "
+                f"{reserved(1) / 2**30:.2f} GiB; the budget of {budget / 2**30:.2f} GiB is too small"
             )
         found["largest_batch" if name == "batch" else "longest_seq"] = best
     return found
+
+
+def _task_shape(task: str | None) -> dict[str, int]:
+    training = registry.get("tasks", task).spec["training"] if task else {}
+    return {name: training[name] for name in ("batch", "length") if name in training}
 
 
 def largest(size: Callable[[int], int], budget: int, limit: int | None = None) -> int | None:

@@ -41,7 +41,7 @@ CELLS = {
         f"{kind}_bytes": f"memory.tensors.by_kind.{kind}"
         for kind in ("weights", "buffers", "gradients", "optimizer", "activations", "temporaries", "inputs")
     },
-    "cuda_peak_bytes": "memory.cuda.peak_bytes",
+    "cuda_peak_bytes": "memory.cuda.allocated_peak_bytes",
     "host_peak_bytes": "memory.host.peak_bytes",
     "predicted_peak_bytes": "memory.predicted.peak_bytes",
     "step_seconds_median": "time.step_seconds_median",

@@ -29,7 +29,15 @@ from leantune.rows import (
     read_entries,
 )
 
-__all__ = ["compare_published", "markdown_leaderboard", "not_allowed", "publish", "update_readme", "write_tables"]
+__all__ = [
+    "compare_published",
+    "markdown_leaderboard",
+    "not_allowed",
+    "publish",
+    "remove",
+    "update_readme",
+    "write_tables",
+]
 
 
 def write_tables(output: Path, expected: Iterable[plan.Cell] = ()) -> list[Row]:
@@ -84,6 +92,15 @@ def publish(output: Path, target: Path, expected: Iterable[plan.Cell]) -> None:
         (target / "records" / entry.file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(output / "records" / entry.file, target / "records" / entry.file)
     write_tables(target)
+
+
+def remove(output: Path, expected: Iterable[plan.Cell], statuses: set[str]) -> list[Path]:
+    """Delete the records with these statuses (`stale` and `damaged` among them); returns what was deleted."""
+    found = [entry for entry in _entries(output, expected) if entry.status in statuses - {"missing"}]
+    paths = [output / "records" / entry.file for entry in found]
+    for path in paths:
+        path.unlink()
+    return paths
 
 
 # ------------------------------------------------------------------ helpers
