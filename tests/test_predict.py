@@ -65,9 +65,7 @@ def test_a_probe_leaves_weights_states_methods_and_generators_alone(method: str)
     states = zip(optimizer.state_dict()["state"].values(), before[1]["state"].values(), strict=True)
     for now, then in states:
         assert all(torch.equal(torch.as_tensor(now[k]), torch.as_tensor(then[k])) for k in then)
-    assert {slot: vars(m).keys() for slot, m in probe.stack.methods.items()} == {
-        s: v.keys() for s, v in methods.items()
-    }
+    assert {slot: set(vars(m)) for slot, m in probe.stack.methods.items()} == methods
 
 
 def test_a_probe_reads_the_same_twice_and_from_the_meta_device() -> None:
@@ -172,16 +170,16 @@ def test_bad_input_is_one_sentence_and_exit_2(
 
 def test_the_largest_batch_stays_within_the_budget_and_the_next_does_not() -> None:
     def reserved(batch: int) -> int:
-        return int(predict.predict_names("minilm-l6", "head", batch=batch, length=8)["reserved_bytes"])
+        return int(predict.predict_names("mini-gpt", "full", batch=batch, length=8)["reserved_bytes"])
 
     budget = reserved(64) + MIB
-    found = predict.largest_shapes(budget, "minilm-l6", "head", length=8)
+    found = predict.largest_shapes(budget, "mini-gpt", "full", length=8)
     assert found.keys() == {"budget_bytes", "largest_batch"}
     assert reserved(found["largest_batch"]) <= budget < reserved(found["largest_batch"] + 1)
 
 
 def test_a_budget_below_the_smallest_shape_is_refused() -> None:
-    with pytest.raises(BadInput, match="with length 1 and batch 2 reserves .* too small"):
+    with pytest.raises(BadInput, match=r"with length 1 and batch 2 reserves .* too small"):
         predict.largest_shapes(10 * MIB, "minilm-l6", "head", batch=2)
 
 
@@ -205,6 +203,17 @@ def test_largest_finds_the_edge_in_few_steps(
         return
     assert size(found) <= budget
     assert found == limit or size(found + 1) > budget
+
+
+def test_largest_takes_few_predictions_on_segments_of_20_mib() -> None:
+    calls: list[int] = []
+
+    def size(n: int) -> int:
+        calls.append(n)
+        return 400 * MIB + -(-7 * n // 20) * 20 * MIB
+
+    assert predict.largest(size, 8 * GIB) == 1111
+    assert len(calls) <= 12
 
 
 def test_largest_looks_past_a_dip() -> None:

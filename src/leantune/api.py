@@ -57,6 +57,7 @@ class Context:
     length: int  # tokens per sequence, the longest
     cache: Path  # shared by all cells, for results that depend on the weights only
     probe: bool = False  # True while memory is predicted: `data` is None and tensors have no values
+    dtype: str = "fp32"  # or "bf16": the forward and backward pass run under autocast
     details: dict[str, Any] = field(default_factory=dict)  # what a method reports, JSON, into the record
 
 

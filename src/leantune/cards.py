@@ -35,8 +35,9 @@ def parse_bytes(text: str) -> int:
     if text in USABLE_GIB:
         return int(USABLE_GIB[text] * GIB) - CONTEXT_BYTES
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text)
-    units = {None: 1, **{f"{c}i": 2 ** (10 * n) for n, c in enumerate("KMGT", 1)}}
-    units |= {c: 10 ** (3 * n) for n, c in enumerate("KMGT", 1)}
+    units: dict[str | None, int] = {None: 1}
+    for n, letter in enumerate("KMGT", 1):
+        units |= {letter: 10 ** (3 * n), letter + "i": 2 ** (10 * n)}
     size = int(float(match.group(1)) * units[match.group(2)]) if match else 0
     if size <= 0:
         raise BadInput(f"'{text}' is no amount of memory; write 8GiB, 512MiB or a card: {', '.join(USABLE_GIB)}")

@@ -34,6 +34,7 @@ def run(
     attempts: int = 1,
     threads: int = 1,
     force: bool = False,
+    export: Path | None = None,
     command: list[str] | None = None,
 ) -> int:
     """Run a cell and write its record to `out`. Returns the exit status: 0 with a record, or 75 without one
@@ -44,7 +45,7 @@ def run(
     if reason is not None:
         result: dict[str, Any] = {"status": "unsupported", "reason": reason}
     else:
-        result = _run_worker(cell, timeout_minutes, threads, force)
+        result = _run_worker(cell, timeout_minutes, threads, force, export)
     if result["status"] == "bad_input":
         raise BadInput(result["reason"])
     if result["status"] in ("oom", "timeout") and attempt < attempts:
@@ -68,10 +69,12 @@ def _check_writable(out: Path) -> None:
         raise BadInput(f"cannot write into {out.parent}: {error.strerror}; choose another --out") from error
 
 
-def _run_worker(cell: Cell, timeout_minutes: float, threads: int, force: bool) -> dict[str, Any]:
+def _run_worker(
+    cell: Cell, timeout_minutes: float, threads: int, force: bool, export: Path | None
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="leantune-") as scratch:
         folder = Path(scratch)
-        job = {"cell": _resolve_arguments(cell), "threads": threads, "force": force}
+        job = {"cell": _resolve_arguments(cell), "threads": threads, "force": force, "export": export and str(export)}
         (folder / "job.json").write_text(json.dumps(job))
         kills_before = _oom_kills()
         environment = {

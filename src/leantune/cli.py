@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--attempts", type=int, default=1, help="how many it has; before the last, oom exits 75 (1)")
     run.add_argument("--threads", type=int, default=1, help="CPU threads of torch (1)")
     run.add_argument("--force", action="store_true", help="run even where the prediction says it does not fit")
+    run.add_argument("--export", type=Path, metavar="FOLDER", help="save the trained model here")
     run.set_defaults(action=_run)
 
     predict = commands.add_parser("predict", help="peak memory of a method on a model, with no GPU and no weights")
@@ -136,6 +137,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return cells.run(
         cell, arguments.out, timeout_minutes=arguments.timeout, attempt=arguments.attempt,
         attempts=arguments.attempts, threads=arguments.threads, force=arguments.force,
+        export=arguments.export,
     )  # fmt: skip
 
 

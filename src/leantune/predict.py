@@ -156,10 +156,10 @@ def largest(size: Callable[[int], int], budget: int, limit: int | None = None) -
         if high is not None and high - low <= 1:
             break
         guess = 4 * low if high is None else (low + high) // 2
-        if turn % 3 and len(sizes) > 1:  # twice along the line through the two sizes nearest to the budget
-            a, b = sorted(sizes, key=lambda n: abs(sizes[n] - budget))[:2]
-            slope = (sizes[a] - sizes[b]) / (a - b)
-            guess = a + int((budget - sizes[a]) / slope) if slope > 0 else guess
+        near = min(sizes, key=lambda n: (abs(sizes[n] - budget), -n))
+        if turn % 3 and near > 1:  # twice along the line through n = 1 and the size nearest to the budget
+            slope = (sizes[near] - sizes[1]) / (near - 1)
+            guess = near + int((budget - sizes[near]) / slope) if slope > 0 else guess
             guess = max(low + 1, min(guess, 64 * low if high is None else high - 1))
         if not fits(guess):
             high = guess

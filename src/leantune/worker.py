@@ -26,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 from leantune import data as datasets_
-from leantune import lease, metrics, models, plan, predict, record, sources
+from leantune import lease, loading, metrics, models, plan, predict, record, sources
 from leantune.api import Batch, Context, Data, is_head, mark_head
 from leantune.errors import BadInput, Diverged, Unsupported
 from leantune.evaluate import predict_split
@@ -96,8 +96,12 @@ class Intervals(Progress):
         self.readings.append({"step": step, "peak_bytes": reading["peak_bytes"], "by_kind": reading["by_kind"]})
 
 
-def run_cell(cell: plan.Cell, folder: Path, phases: Phases, force: bool) -> dict[str, Any]:
+def run_cell(
+    cell: plan.Cell, folder: Path, phases: Phases, force: bool = False, export: str | None = None
+) -> dict[str, Any]:
     """Run one cell; returns the parts of the record that the worker knows.
+
+    `force` starts it even where it is predicted not to fit; `export` is a folder that gets the trained model.
 
     Raises BadInput, Unsupported, Diverged, lease.DoesNotFit or an out-of-memory error.
     """
@@ -117,7 +121,7 @@ def run_cell(cell: plan.Cell, folder: Path, phases: Phases, force: bool) -> dict
         samples = datasets_.sample_hash(data)
     ctx = Context(
         kind=kind, family=spec["family"], steps=training["steps"], head_lr=training["head_lr"], seed=cell.seed,
-        device=cell.device, batch=training["batch"], length=training["length"],
+        device=cell.device, batch=training["batch"], length=training["length"], dtype=training["dtype"],
         cache=context_cache(sources.cache_folder(), cell.hashes["model"]),
     )  # fmt: skip
     labels = max(len(data.label_names), 1)
@@ -153,6 +157,9 @@ def run_cell(cell: plan.Cell, folder: Path, phases: Phases, force: bool) -> dict
         checkpoint = sum(p.numel() * p.element_size() for i, p in trained_ids.items() if i in live)
         with phases("export"):
             deployed = stack.export(model, ctx).eval()
+            if export is not None:
+                loading.save(deployed, export)  # type: ignore[arg-type]
+                tokenizer.save_pretrained(export)
         with phases("evaluation"):
             result["quality"] = _quality(deployed, data, cell, outcome)
         with phases("inference"):
@@ -333,7 +340,7 @@ def main() -> int:
     torch.set_num_threads(job["threads"])
     phases = Phases(folder)
     try:
-        result = {"status": "ok", **run_cell(plan.resolve(**job["cell"]), folder, phases, job["force"])}
+        result = {"status": "ok", **run_cell(plan.resolve(**job["cell"]), folder, phases, job["force"], job["export"])}
     except BadInput as error:
         result = {"status": "bad_input", "reason": str(error)}
     except lease.DoesNotFit as error:
