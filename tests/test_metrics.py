@@ -25,6 +25,7 @@ def test_regression():
     assert scores["spearman"] == pytest.approx(1.0)
 
 
+@pytest.mark.filterwarnings("error")  # nor is the user told of a constant array
 @pytest.mark.parametrize("predictions", [[0.5, 0.5, 0.5], [float("nan"), 1.0, 2.0]])
 def test_undefined_correlation_is_none(predictions):
     assert compute("regression", predictions, [1.0, 2.0, 3.0]) == {"pearson": None, "spearman": None}

@@ -168,14 +168,32 @@ def test_bad_input_is_one_sentence_and_exit_2(
     assert error.count("\n") == 1
 
 
-def test_the_largest_batch_stays_within_the_budget_and_the_next_does_not() -> None:
-    def reserved(batch: int) -> int:
-        return int(predict.predict_names("mini-gpt", "full", batch=batch, length=8)["reserved_bytes"])
+@pytest.fixture
+def one_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model plugin that predicts fast."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "one-layer.yaml").write_text(
+        "{name: one-layer, summary: A GPT-2 of one layer., family: gpt2, source: {none: true}, kinds: [causal_lm], "
+        "traits: [from_scratch], parameters: 1, architecture: {model_type: gpt2, vocab_size: 512, n_positions: 64, "
+        "n_embd: 128, n_layer: 1, n_head: 4, bos_token_id: 0, eos_token_id: 0, pad_token_id: 0}}"
+    )
+    monkeypatch.setenv("LEANTUNE_PLUGINS", str(tmp_path))
+    return "one-layer"
 
-    budget = reserved(64) + MIB
-    found = predict.largest_shapes(budget, "mini-gpt", "full", length=8)
+
+def test_the_largest_batch_stays_within_the_budget_and_the_next_does_not(one_layer: str) -> None:
+    def reserved(batch: int) -> int:
+        return int(predict.predict_names(one_layer, "full", batch=batch, length=32)["reserved_bytes"])
+
+    budget = 24 * MIB
+    found = predict.largest_shapes(budget, one_layer, "full", length=32)
     assert found.keys() == {"budget_bytes", "largest_batch"}
     assert reserved(found["largest_batch"]) <= budget < reserved(found["largest_batch"] + 1)
+
+
+def test_the_longest_sequence_ends_at_the_models_positions(one_layer: str) -> None:
+    found = predict.largest_shapes(8 * GIB, one_layer, "full", batch=1)
+    assert found == {"budget_bytes": 8 * GIB, "longest_seq": 64}
 
 
 def test_a_budget_below_the_smallest_shape_is_refused() -> None:

@@ -6,6 +6,7 @@ so the command line and the DAG, which never load it, pay nothing.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -24,9 +25,7 @@ def install() -> None:
 
 
 def _register() -> None:
-    from leantune.loading import register
-
-    register()
+    importlib.import_module("leantune.loading")  # registers as it is imported
 
 
 class _AfterTransformers:

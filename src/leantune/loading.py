@@ -97,3 +97,6 @@ def load(folder: Path | str) -> PreTrainedModel:
     if len(names) != 1 or not hasattr(transformers, names[0]):
         raise BadInput(f"{folder}/config.json: key 'architectures' names no class of transformers; save it again")
     return getattr(transformers, names[0]).from_pretrained(folder)
+
+
+register()

@@ -161,12 +161,7 @@ def largest(size: Callable[[int], int], budget: int, limit: int | None = None) -
             slope = (sizes[near] - sizes[1]) / (near - 1)
             guess = near + int((budget - sizes[near]) / slope) if slope > 0 else guess
             guess = max(low + 1, min(guess, 64 * low if high is None else high - 1))
-        if not fits(guess):
-            high = guess
-        else:
-            low = guess
-            if high != guess + 1 and not fits(guess + 1):
-                high = guess + 1
+        low, high = (guess, high) if fits(guess) else (low, guess)
     dips = [n for n in (low + 2, low + 3) if (limit is None or n <= limit) and fits(n)]
     return max([low, *dips])
 

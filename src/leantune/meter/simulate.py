@@ -82,7 +82,10 @@ def fake_copy(model: nn.Module) -> nn.Module:
 
 
 def fake_copies(model: nn.Module, companion: Companion) -> tuple[nn.Module, Companion]:
-    """`fake_copy` of a model and a copy of an object that may refer to its tensors, such as a method's state."""
+    """`fake_copy` of a model and a copy of an object that may refer to its tensors, such as a method's state.
+
+    Tensors that the companion holds and the model does not (a method's own examples) are shared, not copied.
+    """
     tensors = list(_own_tensors(model))
     users = Counter(t.untyped_storage()._cdata for t in tensors)
     bases: dict[int, Tensor] = {}
@@ -101,7 +104,19 @@ def fake_copies(model: nn.Module, companion: Companion) -> tuple[nn.Module, Comp
             data = nn.Parameter(data, requires_grad=tensor.requires_grad)
         data.__dict__.update({name: value for name, value in vars(tensor).items() if name not in vars(data)})
         memo[id(tensor)] = data
+    for tensor in tensors_of(companion):
+        memo.setdefault(id(tensor), tensor)
     return copy.deepcopy((model, companion), memo)
+
+
+def tensors_of(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """The tensors that an object holds in its attributes and containers, modules left out."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and not isinstance(value, (nn.Module, type)):
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        for item in [*items, *getattr(value, "__dict__", {}).values()]:
+            yield from tensors_of(item, depth - 1)
 
 
 def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
