@@ -2,13 +2,14 @@
 # make test      set up, then run the tests
 # make smoke     tiny cells of every kind through the whole DAG
 # make lint      style, types, workflow and plugin files
+# make benchmarks  speed against peers in the same run
 # make publish   copy the last run's records and tables into results/ and the README (CONFIG=... for another run)
 PYTHON ?= python3
 CONFIG ?= runs/default/config.json
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup bench test test-slow smoke lint publish
+.PHONY: setup bench test test-slow smoke lint publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -21,6 +22,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Speed against peers, rounds interleaved; wants an idle machine.
+benchmarks: $(READY)
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-json=runs/benchmarks.json -s $(ARGS)
 
 smoke: $(READY)
 	$(BIN)/python -m leantune.bench --configfile config/smoke.yaml $(ARGS)

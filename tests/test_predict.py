@@ -94,7 +94,7 @@ def test_autocast_and_accumulation_change_the_activations_only() -> None:
     for name, schedule in {
         "fp32": Schedule(steps=8),
         "bf16": Schedule(steps=8, dtype="bf16"),
-        "accumulate": Schedule(steps=8, accumulate=4),
+        "accumulate": Schedule(steps=8, accumulate=2),
     }.items():
         probe = probe_for("full", (16, 32))
         probe = Probe(probe.stack, schedule, probe.ctx, probe.shape)
@@ -102,7 +102,7 @@ def test_autocast_and_accumulation_change_the_activations_only() -> None:
     kinds = {name: reading["by_kind"] for name, reading in readings.items()}
     assert kinds["bf16"]["optimizer"] == kinds["fp32"]["optimizer"]
     assert kinds["bf16"]["activations"] < kinds["fp32"]["activations"]
-    assert kinds["accumulate"]["activations"] < 0.4 * kinds["fp32"]["activations"]
+    assert kinds["accumulate"]["activations"] < 0.7 * kinds["fp32"]["activations"]
 
 
 def test_a_forward_pass_needs_less_than_a_step() -> None:

@@ -130,7 +130,7 @@ def test_relu_shrinks_every_kept_value_which_hard_truncation_does_not() -> None:
 @pytest.mark.parametrize("rank", [2, 5])
 def test_exported_layer_equals_the_soft_layer(threshold: str, conv1d: bool, rank: int) -> None:
     layer = soft_layer(threshold, conv1d=conv1d)
-    layer.S.data *= 1 + 0.3 * torch.rand(6, dtype=torch.float64)  # trained values need not stay in order
+    layer.S.data[[1, 4]] = layer.S.data[[4, 1]]  # trained values need not stay in order
     layer.alpha.data.fill_(0.25)
     layer.set_rank(rank)
     assert int(layer.kept()) == rank

@@ -187,8 +187,8 @@ def _step_blocks(
     sums = zip(in_blocks(row_sums), in_blocks(col_sums, False), strict=True)
     for g, m, one_r, one_c, (rows, cols) in zip(grads, moments, rs, cs, sums, strict=True):
         x, y = views[g.shape]
-        torch.mul(_as(g, x), one_c, out=x)
-        torch.addcmul(m, x, one_r, value=-1.0, out=y)  # m_old - u; and u - m_new = b1 (u - m_old)
+        torch.mul(one_r, one_c, out=x)
+        torch.addcmul(m, _as(g, y), x, value=-1.0, out=y)  # m_old - u; and u - m_new = b1 (u - m_old)
         m.add_(y, alpha=b1 - 1.0)
         y.mul_(y)
         torch.sum(y, -1, out=rows)
@@ -202,11 +202,11 @@ def _step_blocks(
     rs, cs = in_blocks(r.unsqueeze(-1)), in_blocks(c.unsqueeze(-2), False)
     for w, m, one_r, one_c in zip(weights, moments, rs, cs, strict=True):
         x, y = views[w.shape]
-        torch.mul(m, one_c, out=x)
+        torch.mul(one_r, one_c, out=x)
         exact = _as(w, y)
         if decay:
             exact.mul_(1.0 - decay)
-        exact.addcmul_(x, one_r, value=-lr)
+        exact.addcmul_(m, x, value=-lr)
         if exact is y:
             _round_into(w, y, group["stochastic_rounding"], x)
     if not viewable:

@@ -108,7 +108,8 @@ def run_cell(
     stack = Stack(cell.parts)
     if stack.control is not None:
         return _run_control(cell, stack, folder, phases)
-    spec, kind, training = cell.model.spec, cell.task.spec["kind"], cell.training
+    spec = {**cell.model.spec, "folder": cell.model.folder}  # a local source is relative to its file
+    kind, training = cell.task.spec["kind"], cell.training
     torch.manual_seed(cell.seed)
     result: dict[str, Any] = {}
     with phases("data"):

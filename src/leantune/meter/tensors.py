@@ -70,7 +70,7 @@ class TensorMeter(TorchDispatchMode):
         self._gc_was_on = True
 
     def __enter__(self) -> TensorMeter:
-        gc.collect()
+        gc.collect(1)
         self._gc_was_on = gc.isenabled()
         gc.disable()
         super().__enter__()
