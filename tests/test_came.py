@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForPreTraining, AutoModelForSequenceClassification, GPT2LMHeadModel
 
 from leantune.errors import BadInput
+from leantune.meter.tensors import TensorMeter
 from leantune.registry import load_method
 
 CAME = sys.modules[load_method("came").__module__].CAME
@@ -64,9 +65,12 @@ def close(a: list[Tensor], b: list[Tensor], rtol: float) -> None:
 def test_equal_to_came_pytorch_0_1_3(decay: float, clip: float, block: int) -> None:
     assert version("came-pytorch") == "0.1.3"
     ours, theirs = parameters(SHAPES), parameters(SHAPES)
-    a = run(ours, CAME(ours, lr=1e-2, weight_decay=decay, clip=clip, block=block), 200)
-    b = run(theirs, Reference(theirs, lr=1e-2, weight_decay=decay, clip_threshold=clip), 200)
+    optimizer = CAME(ours, lr=1e-2, weight_decay=decay, clip=clip, block=block)
+    reference = Reference(theirs, lr=1e-2, weight_decay=decay, clip_threshold=clip)
+    a, b = run(ours, optimizer, 200), run(theirs, reference, 200)
     close(a, b, 1e-12)
+    for p, q in zip(ours, theirs, strict=True):
+        close(list(optimizer.state[p].values()), [reference.state[q][k] for k in optimizer.state[p]], 1e-11)
     assert all(not torch.equal(x, p) for x, p in zip(a, parameters(SHAPES), strict=True))
 
 
@@ -296,6 +300,21 @@ def test_deepcopy_of_weights_and_optimizer_continues_alike() -> None:
     run(params, optimizer, 2)
     twins, copied = copy.deepcopy((params, optimizer))
     close(run(params, optimizer, 2), run(twins, copied, 2), 0.0)
+
+
+@pytest.mark.parametrize(("cls", "low", "high"), [(CAME, 0.0, 0.05), (Reference, 2.9, 3.1)])
+def test_transient_of_a_step_is_under_5_percent_of_the_tensor(cls: type, low: float, high: float) -> None:
+    p = parameters([(1024, 512)], torch.float32)[0]
+    optimizer = cls([p], lr=1e-3, **({"block": 4096} if cls is CAME else {}))
+    run([p], optimizer, 1)
+    meter = TensorMeter()
+    with meter:
+        meter.track([p], "weights")
+        meter.track([p.grad], "gradients")
+        meter.track([t for t in optimizer.state[p].values() if isinstance(t, Tensor)], "optimizer")
+        meter.mark("optimizer")
+        optimizer.step()
+    assert low < meter.result().by_kind["temporaries"] / p.nbytes < high
 
 
 # ------------------------------------------------------------------ bf16

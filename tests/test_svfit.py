@@ -11,14 +11,13 @@ import pytest
 import torch
 from eigentune.svd import Bases
 from small import ADAPTABLE, batch_of, method, small_context, small_data, small_model, trainable
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig, RobertaConfig
 from transformers.pytorch_utils import Conv1D
 
 from leantune.api import BadInput, mark_head
 from leantune.registry import load_method
-from leantune.svd import SVD, cached_svd, decompose, weight_of
+from leantune.svd import SVD, decompose, weight_of
 
 load_method("svfit")
 from leantune_plugins.svfit.method import SVFitLinear, energy_rank  # noqa: E402  (importable once loaded)
@@ -302,80 +301,7 @@ def test_predicting_an_energy_rank_asks_for_an_integer(tmp_path: Path) -> None:
         method("svfit", rank=0.9).attach(small_model(), None, small_context(tmp_path, probe=True))
 
 
-def test_svd_is_cached_by_the_weights_hash(tmp_path: Path) -> None:
-    W = torch.randn(6, 4)
-    first = cached_svd(W, tmp_path)
-    (file,) = (tmp_path / "svd").iterdir()
-    stamp = file.stat().st_mtime_ns
-    assert all(torch.equal(a, b) for a, b in zip(first, cached_svd(W.clone(), tmp_path), strict=True))
-    assert file.stat().st_mtime_ns == stamp
-    cached_svd(W.reshape(4, 6), tmp_path)  # the same bytes
-    cached_svd(W + 1, tmp_path)
-    assert len(list((tmp_path / "svd").iterdir())) == 3
-    assert {f.suffix for f in (tmp_path / "svd").iterdir()} == {".safetensors"}
-
-
-def test_signs_are_canonical() -> None:
-    U, S, Vh = decompose(torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-    assert (Vh.gather(1, Vh.abs().argmax(1, keepdim=True)) > 0).all()
-    flipped = decompose(-(U * S) @ Vh)
-    torch.testing.assert_close(flipped.Vh, Vh)
-    torch.testing.assert_close(flipped.U, -U)
-
-
 def test_a_probe_writes_no_cache(tmp_path: Path) -> None:
     model = encoder_on_meta("bert", 64, 2)
     method("svfit").attach(model, None, small_context(tmp_path, probe=True))
     assert not list(tmp_path.iterdir())
-
-
-class _TwoLow(nn.Module):
-    """LoRA r=8 without dropout."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base, self.A, self.B = base, nn.Linear(384, 8, bias=False), nn.Linear(8, 384, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.B(self.A(x)) * 2.0
-
-
-class _Materialised(nn.Module):
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.inner = adapted(base, 384)
-
-    def forward(self, x: Tensor) -> Tensor:
-        f = self.inner
-        return F.linear(x, f.weight + (f.U * (f.sigma - f.S)) @ f.Vh, f.bias)
-
-
-@pytest.mark.parametrize(("kind", "mebibytes"), [("lora", 6.25), (64, 2.0), (96, 3.0), (384, 12.0)], ids=str)
-def test_bytes_kept_for_backward(kind: str | int, mebibytes: float) -> None:
-    """Query and value sharing x = 4096 x 384 fp32; parameters, vectors and other small tensors are not counted."""
-    pair = [nn.Linear(384, 384).requires_grad_(False) for _ in range(2)]
-    layers = [_TwoLow(b) if kind == "lora" else adapted(b, int(kind)) for b in pair]
-    assert _saved_mebibytes(layers) == pytest.approx(mebibytes, abs=0.01)
-
-
-def test_materialising_the_weight_keeps_the_input_too() -> None:
-    """One layer that builds W + U diag(.) Vh: the input, 6 MiB, and a matrix of the weight's size."""
-    saved = _saved_mebibytes([_Materialised(nn.Linear(384, 384).requires_grad_(False))])
-    assert saved == pytest.approx(6.0 + 384 * 384 * 4 / 2**20, abs=0.1)
-
-
-def _saved_mebibytes(layers: list[nn.Module]) -> float:
-    held = {t.untyped_storage().data_ptr() for layer in layers for t in (*layer.parameters(), *layer.buffers())}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    x = torch.randn(4096, 384, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        kept = [layer(x) for layer in layers]
-    assert all(y.requires_grad for y in kept)
-    return sum(storages.values()) / 2**20

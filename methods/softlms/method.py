@@ -145,7 +145,6 @@ class SoftLMs(Method):
             layer.set_rank(fitted[name])
             self.ranks[name] = int(layer.kept())
             model.set_submodule(name, layer.exported())
-        self._unfreeze(model)
 
     # ------------------------------------------------------------------ export
 

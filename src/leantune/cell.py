@@ -69,9 +69,7 @@ def _check_writable(out: Path) -> None:
         raise BadInput(f"cannot write into {out.parent}: {error.strerror}; choose another --out") from error
 
 
-def _run_worker(
-    cell: Cell, timeout_minutes: float, threads: int, force: bool, export: Path | None
-) -> dict[str, Any]:
+def _run_worker(cell: Cell, timeout_minutes: float, threads: int, force: bool, export: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="leantune-") as scratch:
         folder = Path(scratch)
         job = {"cell": _resolve_arguments(cell), "threads": threads, "force": force, "export": export and str(export)}

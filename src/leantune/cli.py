@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--head", choices=["classification", "mlm", "causal-lm"])
     predict.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: weights in bf16 (fp32)")
     predict.add_argument("--set", action="append", default=[], metavar="METHOD.PARAM=VALUE", dest="settings")
+    predict.add_argument("--under", metavar="SIZE", help="8GiB or a card (T4, L4, A100-80, ...): what fits into it")
     predict.add_argument("--json", action="store_true", help="print one JSON object")
     predict.set_defaults(action=_predict)
 
@@ -168,12 +169,19 @@ def _validate(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from leantune import predict
+    from leantune import cards, predict
 
-    result = predict.predict_names(
-        arguments.model, arguments.method, task=arguments.task, batch=arguments.batch, length=arguments.seq,
-        head=arguments.head, dtype=arguments.dtype, settings=plan.parse_settings(arguments.settings),
-    )  # fmt: skip
+    words: dict[str, Any] = {
+        "task": arguments.task, "batch": arguments.batch, "length": arguments.seq, "head": arguments.head,
+        "dtype": arguments.dtype, "settings": plan.parse_settings(arguments.settings),
+    }  # fmt: skip
+    if arguments.under:
+        given = {key: value for key, value in words.items() if value is not None}
+        budget = cards.parse_bytes(arguments.under)
+        found = predict.largest_shapes(budget, arguments.model, arguments.method, **given)
+        print(json.dumps(found) if arguments.json else predict.describe_shapes(found))
+        return
+    result = predict.predict_names(arguments.model, arguments.method, **words)
     print(json.dumps(result) if arguments.json else predict.describe(result))
 
 

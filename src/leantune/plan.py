@@ -32,7 +32,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "clip": 0.0,  # 0 is no gradient clipping: the norm's rounding would differ between methods
     "accumulate": 1,
     "checkpointing": False,
-    "evaluations": 4,
+    "evaluations": 2,
 }
 
 

@@ -212,3 +212,11 @@ def describe(result: Mapping[str, Any]) -> str:
         f"and {result['parameters']['head']:,} in the head",
     ]
     return "\n".join(lines)
+
+
+def describe_shapes(found: Mapping[str, Any]) -> str:
+    """What fits into a budget, for people."""
+    lines = [f"within {found['budget_bytes'] / 2**30:.2f} GiB of reserved memory:"]
+    lines += [f"  largest batch     {found['largest_batch']}"] if "largest_batch" in found else []
+    lines += [f"  longest sequence  {found['longest_seq']} tokens"] if "longest_seq" in found else []
+    return "\n".join(lines)
