@@ -189,7 +189,8 @@ def _train(
 
     def score(current: nn.Module) -> float:
         if "vocabulary" in stack.methods and data.kind in ("causal_lm", "masked_lm"):
-            current = stack.export(copy.deepcopy(current), ctx)  # language models are scored over the full vocabulary
+            # Language models are scored over the full vocabulary.
+            current = stack.methods["vocabulary"].export(copy.deepcopy(current), ctx)
         return _score(current, data, cell, "validation")[0]
 
     return train(model, stack, iter(batches), Schedule.from_training(training), ctx, watch, score)
