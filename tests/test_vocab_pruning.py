@@ -394,6 +394,7 @@ def test_a_missing_pad_and_one_above_an_unused_id_work(pad: int | None, tmp_path
 
 def test_special_ids_are_always_kept(tmp_path: Path) -> None:
     model = make("bert", eos_token_id=[60, 61], sep_token_id=70, decoder_start_token_id=80)
+    model.config.pad_token_id = None  # the embedding still has its padding_idx, 0
     names = tokenizer(cls_token="w85", additional_special_tokens=["w86"])
     pruned, *_ = prune(model, tmp_path, task=data(tokenizer=names))
     keep = set(pruned.get_input_embeddings().stores["weight"].vocabulary.keep.tolist())

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from leantune.errors import BadInput
 
@@ -74,6 +75,7 @@ class CAME(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scratch: dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, Tensor]] = {}
+        predicted: set[tuple[Any, ...]] = set()  # without values, tensors of one shape allocate alike: one is enough
         for group in self.param_groups:
             small: dict[tuple[Any, ...], list[Tensor]] = {}
             for p in group["params"]:
@@ -86,7 +88,11 @@ class CAME(torch.optim.Optimizer):
                     key = (state["exp_avg"].dtype, p.device, max(block, p.shape[-1]))
                     if key not in scratch:
                         scratch[key] = tuple(p.new_empty(key[2], dtype=key[0]) for _ in range(2))  # type: ignore[assignment]
-                    _step_blocks(p, state, group, block, scratch[key])
+                    kind = (p.shape, p.stride(), _full_numel(p, group), *key)
+                    if kind not in predicted:
+                        _step_blocks(p, state, group, block, scratch[key])
+                    if isinstance(p, FakeTensor):
+                        predicted.add(kind)
                 else:
                     small.setdefault((p.dtype, p.device, matrix, block), []).append(p)
             for (_, _, matrix, block), params in small.items():
@@ -149,14 +155,17 @@ def _step_blocks(
     unused = full_numel // k - n if full_numel != p.numel() else 0  # rows that were pruned away
 
     count = max(1, block // (n * k if n * k <= block else k))  # matrices, or rows of one matrix, in a block
+    valueless = isinstance(p, FakeTensor)  # memory is being predicted: two blocks allocate what all of them do
+    height = min(n, 2 * count) if valueless else n
 
     def in_blocks(x: Tensor, per_row: bool = True) -> list[Tensor]:
         """Views of [batch, n, ...] (or of [batch, ...]) block by block."""
         if n * k <= block:
-            return list(x.split(count))
+            return list((x[: 2 * count] if valueless else x).split(count))
+        matrices = (x[:1] if valueless else x).split(1)
         if not per_row:
-            return [one for one in x.split(1) for _ in range(-(-n // count))]
-        return [rows for one in x.split(1) for rows in one.split(count, dim=1)]
+            return [one for one in matrices for _ in range(-(-height // count))]
+        return [rows for one in matrices for rows in one[:, :height].split(count, dim=1)]
 
     weights, grads = in_blocks(weight), in_blocks(p.grad.reshape(-1, n, k))
     moments = in_blocks(state["exp_avg"].view(-1, n, k))
