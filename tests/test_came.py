@@ -429,3 +429,26 @@ def test_plugin_scales_every_rate() -> None:
     assert [g["lr"] for g in optimizer.param_groups] == [5e-4, 5e-3]
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999, 0.999)
     assert groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("shape", [(300, 64), (3, 40, 64)])
+def test_predicted_memory_of_the_blocked_step_is_the_real_one(shape: tuple[int, ...]) -> None:
+    """On fake tensors one tensor of a shape and two of its blocks stand for all: the peak must be the same."""
+    from leantune.meter.simulate import fake_mode
+    from leantune.meter.tensors import TensorMeter
+
+    def peak() -> int:
+        params = [nn.Parameter(torch.zeros(shape)) for _ in range(3)]
+        optimizer = CAME(params, lr=1e-3, block=1024)
+        meter = TensorMeter()
+        with meter:
+            meter.track(params, "weights")
+            for _ in range(2):
+                for p in params:
+                    p.grad = torch.ones(shape)
+                optimizer.step()
+        return meter.result().peak_bytes
+
+    real = peak()
+    with fake_mode():
+        assert peak() == real

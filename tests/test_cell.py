@@ -97,6 +97,54 @@ def test_a_cell_on_real_weights_and_data(tmp_path):
     assert row["key"]["samples"]
 
 
+def test_an_exported_model_is_loaded_with_its_adapters_and_scores_as_recorded(tmp_path):
+    out, folder = tmp_path / "row.json", tmp_path / "model"
+    words = ["--model", "minilm-l6", "--task", "sentiment", "--method", "adapter", "--device", "cpu", "--dtype", "fp32"]
+    done = leantune("run", *words, "--out", out, "--export", folder)
+    assert done.returncode == 0, done.stderr
+    row = record.read_record(out)
+    code = (
+        "import sys, leantune\n"
+        "from leantune import data, evaluate, models, plan\n"
+        "from transformers import AutoTokenizer\n"
+        "settings = plan.parse_settings(sys.argv[2:])\n"
+        "cell = plan.resolve('minilm-l6', 'sentiment', 'adapter', device='cpu', overrides=settings)\n"
+        "task = {**cell.task.spec, 'folder': cell.task.folder, 'splits': cell.splits}\n"
+        "loaded = data.load_data(task, AutoTokenizer.from_pretrained(sys.argv[1]), cell.training['length'])\n"
+        "model = leantune.load(sys.argv[1])\n"
+        "batches = data.batches(loaded.test, loaded.collate, 32)\n"
+        "print(evaluate.predict_split(model, batches, 'classification', 'cpu', 'fp32')[0])\n"
+    )
+    again = subprocess.run([sys.executable, "-c", code, folder, *SMALL], capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout) == row["quality"]["predictions"]
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path):
+    from leantune import plan
+    from leantune.progress import Progress
+
+    class Silent:
+        def mark(self, name):
+            pass
+
+    cell = plan.resolve("minilm-l6", "sentiment", "full", device="cpu", overrides={"task.steps": 20})
+    for terminal in (True, False):
+        code = tmp_path / f"{terminal}.txt"
+        with code.open("w") as file:
+            former, sys.stderr = sys.stderr, file
+            try:
+                watch = Progress(cell, Silent(), terminal)
+                for step in range(1, 21):
+                    watch.step(step, 0.1, 1.0)
+            finally:
+                sys.stderr = former
+        text = code.read_bytes().decode()
+        assert ("\r" in text) == terminal
+        if not terminal:
+            assert text.splitlines()[0].startswith("sentiment full: step 2 of 20, loss 1.000, ")
+            assert len(text.splitlines()) == 10
+
+
 def test_a_control_needs_no_model(tmp_path):
     out = tmp_path / "row.json"
     done = leantune("run", "--model", "minilm-l6", "--task", "sentiment", "--method", "tfidf", "--out", out)

@@ -108,7 +108,7 @@ def test_wrong_hash_is_named_and_leaves_nothing(wheel, cache):
     [
         ({"sha256": "abc"}, "needs `sha256:`"),
         ({"package": "tiny-data"}, "must be written name==version"),
-        ({"package": "tiny-data==1.0 --index-url x"}, "must be written name==version"),
+        ({"package": "tiny-data==1.0 --no-deps"}, "must be written name==version"),
         ({"package": "tiny-data==9.9"}, "could not be downloaded"),
         ({"hub": "a/b"}, "exactly one of"),
         ({"path": "tiny_data/missing.txt"}, "has no 'tiny_data/missing.txt'"),

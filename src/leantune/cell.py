@@ -72,7 +72,8 @@ def _check_writable(out: Path) -> None:
 def _run_worker(cell: Cell, timeout_minutes: float, threads: int, force: bool, export: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="leantune-") as scratch:
         folder = Path(scratch)
-        job = {"cell": _resolve_arguments(cell), "threads": threads, "force": force, "export": export and str(export)}
+        options = {"force": force, "export": export and str(export), "terminal": sys.stderr.isatty()}
+        job = {"cell": _resolve_arguments(cell), "threads": threads, "options": options}
         (folder / "job.json").write_text(json.dumps(job))
         kills_before = _oom_kills()
         environment = {

@@ -20,88 +20,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from leantune import data as datasets_
 from leantune import lease, loading, metrics, models, plan, predict, record, sources
 from leantune.api import Batch, Context, Data, is_head, mark_head
 from leantune.errors import BadInput, Diverged, Unsupported
 from leantune.evaluate import predict_split
-from leantune.meter.cuda import CudaMemory
-from leantune.meter.host import HostMemory
+from leantune.probe import Probe
+from leantune.progress import Intervals, Phases
 from leantune.stack import Stack, context_cache
 from leantune.train import Schedule, Training, Watch, train
 
 INFERENCE_REPEATS = 3
 
 
-class Phases:
-    """Marks the start of each phase in a file, times it, and keeps its memory high-water marks."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = (folder / "phases.jsonl").open("a", buffering=1)
-        self.current = "import"
-        self.seconds = {"import": time.time() - psutil.Process().create_time()}
-        self.host = HostMemory()
-        self.cuda = CudaMemory()
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self.mark(name)
-        started = time.perf_counter()
-        with self.host.phase(name), self.cuda.phase(name):
-            try:
-                yield
-            finally:
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def mark(self, name: str) -> None:
-        self.current = name
-        self.file.write(json.dumps({"phase": name}) + "\n")
-
-
-class Progress(Watch):
-    """The cell's bar with the time left on a terminal, one line per tenth of the run elsewhere."""
-
-    def __init__(self, cell: plan.Cell, phases: Phases) -> None:
-        steps = cell.training["steps"]
-        self.phases = phases
-        self.terminal = sys.stderr.isatty()
-        every = None if self.terminal else max(1, steps // 10)
-        self.bar = tqdm(
-            total=steps, desc=f"{cell.task.name} {cell.method}", unit="step", file=sys.stderr,
-            miniters=every, mininterval=0.1 if self.terminal else 0, ascii=None if self.terminal else True,
-        )  # fmt: skip
-
-    def step(self, step: int, seconds: float, loss: float) -> None:
-        if step == 1:
-            self.phases.mark("steady training")
-        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        self.bar.update()
-
-
-class Intervals(Progress):
-    """Also measures memory again whenever a method changed what is trained (SAFE, SoftLMs)."""
-
-    def __init__(self, cell: plan.Cell, phases: Phases, probe: predict.Probe) -> None:
-        super().__init__(cell, phases)
-        self.probe = probe
-        self.readings: list[dict[str, Any]] = []
-
-    def changed(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        reading = self.probe(model)
-        self.readings.append({"step": step, "peak_bytes": reading["peak_bytes"], "by_kind": reading["by_kind"]})
-
-
 def run_cell(
-    cell: plan.Cell, folder: Path, phases: Phases, force: bool = False, export: str | None = None
+    cell: plan.Cell, folder: Path, phases: Phases, force: bool, export: str | None, terminal: bool
 ) -> dict[str, Any]:
     """Run one cell; returns the parts of the record that the worker knows.
 
-    `force` starts it even where it is predicted not to fit; `export` is a folder that gets the trained model.
+    `force` starts it even where it is predicted not to fit; `export` is a folder that gets the trained model;
+    `terminal` says that a person watches.
 
     Raises BadInput, Unsupported, Diverged, lease.DoesNotFit or an out-of-memory error.
     """
@@ -127,7 +68,7 @@ def run_cell(
     )  # fmt: skip
     labels = max(len(data.label_names), 1)
     shape = datasets_.longest_batch_shape(data.train, training["batch"])
-    probe = predict.Probe(stack, Schedule.from_training(training), ctx, shape, training["checkpointing"])
+    probe = Probe(stack, Schedule.from_training(training), ctx, shape, training["checkpointing"])
     with phases("predict"):
         predicted = predict.predict_cell(spec, stack, probe, labels)
     with contextlib.ExitStack() as held:
@@ -148,7 +89,7 @@ def run_cell(
         trained_ids = {id(p): p for p in model.parameters() if p.requires_grad}
         with phases("measure"):
             tensors = probe(model) if stack.trains else probe.forward_only(model)
-        watch = Intervals(cell, phases, probe)
+        watch = Intervals(cell, phases, terminal, probe)
         with phases("training"):
             phases.mark("first step")
             outcome = _train(model, stack, data, cell, ctx, watch, phases)
@@ -342,7 +283,7 @@ def main() -> int:
     torch.set_num_threads(job["threads"])
     phases = Phases(folder)
     try:
-        result = {"status": "ok", **run_cell(plan.resolve(**job["cell"]), folder, phases, job["force"], job["export"])}
+        result = {"status": "ok", **run_cell(plan.resolve(**job["cell"]), folder, phases, **job["options"])}
     except BadInput as error:
         result = {"status": "bad_input", "reason": str(error)}
     except lease.DoesNotFit as error:

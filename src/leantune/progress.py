@@ -1,0 +1,85 @@
+"""What the worker tells while it runs: phase marks for the supervisor, a bar or lines for people."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from leantune import plan
+from leantune.meter.cuda import CudaMemory
+from leantune.meter.host import HostMemory
+from leantune.probe import Probe
+from leantune.train import Watch
+
+
+class Phases:
+    """Marks the start of each phase in a file, times it, and keeps its memory high-water marks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = (folder / "phases.jsonl").open("a", buffering=1)
+        self.current = "import"
+        self.seconds = {"import": time.time() - psutil.Process().create_time()}
+        self.host = HostMemory()
+        self.cuda = CudaMemory()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.mark(name)
+        started = time.perf_counter()
+        with self.host.phase(name), self.cuda.phase(name):
+            try:
+                yield
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def mark(self, name: str) -> None:
+        self.current = name
+        self.file.write(json.dumps({"phase": name}) + "\n")
+
+
+class Progress(Watch):
+    """The cell's bar with the time left on a terminal; elsewhere ten plain lines a run."""
+
+    def __init__(self, cell: plan.Cell, phases: Phases, terminal: bool) -> None:
+        self.phases = phases
+        self.total = cell.training["steps"]
+        self.name = f"{cell.task.name} {cell.method}"
+        self.every = max(1, self.total // 10)
+        self.bar = tqdm(total=self.total, desc=self.name, unit="step", dynamic_ncols=True) if terminal else None
+        self.started = time.monotonic()
+
+    def step(self, step: int, seconds: float, loss: float) -> None:
+        if step == 1:
+            self.phases.mark("steady training")
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self.bar.update()
+        elif step % self.every == 0:
+            elapsed = time.monotonic() - self.started
+            left = elapsed / step * (self.bar.total - step)
+            print(
+                f"{self.bar.desc}: step {step} of {self.bar.total}, loss {loss:.3f}, {left:.0f} s left", file=sys.stderr
+            )
+
+
+class Intervals(Progress):
+    """Also measures memory again whenever a method changed what is trained (SAFE, SoftLMs)."""
+
+    def __init__(self, cell: plan.Cell, phases: Phases, terminal: bool, probe: Probe) -> None:
+        super().__init__(cell, phases, terminal)
+        self.probe = probe
+        self.readings: list[dict[str, Any]] = []
+
+    def changed(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        reading = self.probe(model)
+        self.readings.append({"step": step, "peak_bytes": reading["peak_bytes"], "by_kind": reading["by_kind"]})
