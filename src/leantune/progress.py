@@ -66,10 +66,8 @@ class Progress(Watch):
             self.bar.update()
         elif step % self.every == 0:
             elapsed = time.monotonic() - self.started
-            left = elapsed / step * (self.bar.total - step)
-            print(
-                f"{self.bar.desc}: step {step} of {self.bar.total}, loss {loss:.3f}, {left:.0f} s left", file=sys.stderr
-            )
+            left = elapsed / step * (self.total - step)
+            print(f"{self.name}: step {step} of {self.total}, loss {loss:.3f}, {left:.0f} s left", file=sys.stderr)
 
 
 class Intervals(Progress):
