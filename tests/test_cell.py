@@ -119,6 +119,16 @@ def test_an_exported_model_is_loaded_with_its_adapters_and_scores_as_recorded(tm
     assert json.loads(again.stdout) == row["quality"]["predictions"]
 
 
+def test_a_tuning_trial_is_scored_on_the_validation_split(tmp_path):
+    out = tmp_path / "trial.json"
+    words = ["--model", "minilm-l6", "--task", "sentiment", "--method", "head", "--trial", "1", "--device", "cpu"]
+    done = leantune("run", *words, "--out", out)
+    assert done.returncode == 0, done.stderr
+    row = record.read_record(out)
+    assert row["cell"]["trial"] == 1
+    assert len(row["quality"]["predictions"]) == 32  # of SMALL's validation split; the test split has 48
+
+
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path):
     from leantune import plan
     from leantune.progress import Progress

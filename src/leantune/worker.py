@@ -160,7 +160,8 @@ def _finite(value: float | None) -> float:
 
 
 def _quality(model: nn.Module, data: Data, cell: plan.Cell, outcome: Training) -> dict[str, Any]:
-    value, values, predictions, references = _score(model, data, cell, "test")
+    split = "test" if cell.trial is None else "validation"  # the final score never sees what tuning looked at
+    value, values, predictions, references = _score(model, data, cell, split)
     return _quality_entry(cell, value, values, predictions, references, outcome.curve)
 
 
