@@ -60,7 +60,7 @@ rule cell:
         arguments=lambda wildcards: JOBS[wildcards].arguments,
     shell:
         "python -m leantune run {params.arguments} --timeout {resources.timeout}"
-        " --attempt {resources.attempt} --attempts {resources.attempts} --out {output} > {log} 2>&1"
+        " --attempt {resources.attempt} --attempts {resources.attempts} --out {output} 2> {log}"
 
 
 rule settings:

@@ -356,3 +356,16 @@ def test_schema_of_configs_names_the_key():
 def test_shipped_configs_resolve(name):
     file = registry.roots()[0] / "config" / f"{name}.yaml"
     assert plan.expand(plan.load_config(file))
+
+
+def test_controls_stand_below_the_models_of_their_task() -> None:
+    rows = leaderboard(
+        entries(ok("full", quality=0.9), ok("lora", quality=0.8), ok("tfidf", quality=0.7, model="none"))
+    )
+    text = markdown_leaderboard(rows)
+    assert text.count("**sentiment**") == 1
+    assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| ")][1:] == [
+        "full",
+        "lora",
+        "tfidf",
+    ]

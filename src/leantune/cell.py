@@ -56,7 +56,7 @@ def run(
         return RETRY
     finished = _record(cell, result, started, command or cell.command(str(out)))
     record.write_record(out, finished)
-    print(summary(finished, time.time() - started), file=sys.stderr, flush=True)
+    print(summary(finished, time.time() - started), flush=True)  # to stdout: the DAG shows it, all else goes to the log
     return 0
 
 

@@ -32,10 +32,17 @@ def _number(number: float | None, digits: int = 3) -> str:
 
 
 def markdown_leaderboard(rows: Sequence[Row]) -> str:
-    """A compact Markdown table per model, task and key of `tables.leaderboard` rows, best first."""
+    """A compact Markdown table per model, task and key of `tables.leaderboard` rows, best first, controls last."""
     parts = []
-    for (model, task, key), group in groupby(rows, key=lambda row: (row["model"], row["task"], row["key"])):
-        found = list(group)
+    groups = [(k, list(g)) for k, g in groupby(rows, key=lambda row: (row["model"], row["task"], row["key"]))]
+    controls = {(task, key): found for (model, task, key), found in groups if model == "none"}
+    with_model = {(task, key) for (model, task, key), _ in groups if model != "none"}
+    for (model, task, key), found in groups:
+        if model == "none":
+            if (task, key) in with_model:
+                continue  # its rows stand below those of the models
+        else:
+            found = [*found, *({**row, "tier": None} for row in controls.get((task, key), ()))]
         metric = next((r for r in found if r.get("quality_metric")), {})
         better = f" ({'higher' if metric['higher_is_better'] else 'lower'} is better)" if metric else ""
         parts.append(f"**{task}** with {model}, {metric.get('quality_metric') or 'quality'}{better}, `{key}`\n")
