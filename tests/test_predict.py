@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import small_model
 
-from leantune import cards, cli, predict, registry
+from leantune import cards, cli, predict, record, registry, tables
 from leantune.api import Context
 from leantune.errors import BadInput, Unsupported
 from leantune.meter.tensors import KINDS
@@ -265,3 +265,11 @@ def test_a_card_fits_what_leaves_room_for_the_context() -> None:
     assert cards.fits(room)["T4"]
     assert not cards.fits(room + 1)["T4"]
     assert list(cards.USABLE_GIB.values()) == sorted(cards.USABLE_GIB.values())
+
+
+def test_the_published_peak_of_a_task_is_predicted_again() -> None:
+    files = (registry.roots()[0] / "results" / "records").glob("*/minilm-l6/sentiment/full/0.json")
+    published = [r for r in map(record.read_record, files) if not tables.is_stale(r)]
+    predicted = predict.predict_names("minilm-l6", "full", task="sentiment")
+    assert predicted["dtype"] == "bf16-autocast"
+    assert {r["memory"]["peak_bytes"] for r in published} == {predicted["peak_bytes"]}

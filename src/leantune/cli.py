@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch", type=int, help="sequences per step")
     predict.add_argument("--seq", type=int, help="tokens per sequence")
     predict.add_argument("--head", choices=["classification", "mlm", "causal-lm"])
-    predict.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: weights in bf16 (fp32)")
+    predict.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights (the task's training, or fp32)")
     predict.add_argument("--set", action="append", default=[], metavar="METHOD.PARAM=VALUE", dest="settings")
     predict.add_argument("--under", metavar="SIZE", help="8GiB or a card (T4, L4, A100-80, ...): what fits into it")
     predict.add_argument("--json", action="store_true", help="print one JSON object")

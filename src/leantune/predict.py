@@ -54,12 +54,13 @@ def predict_names(
     batch: int | None = None,
     length: int | None = None,
     head: str | None = None,
-    dtype: str = "fp32",
+    dtype: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `leantune predict` prints, keys as in the documentation. Raises BadInput naming the wrong word.
 
-    `dtype` is that of the weights (and so of everything): bf16 is pure bf16, not autocast.
+    `dtype` is that of the weights (and so of everything): bf16 is pure bf16, not autocast. Without it a task's
+    own training is predicted (fp32 weights, under bf16 autocast where the task says so), else fp32.
     """
     started = time.perf_counter()
     plugin = registry.get("models", model)
@@ -83,7 +84,8 @@ def predict_names(
         kind=kind, family=plugin.spec["family"], steps=STEPS, head_lr=training["head_lr"], seed=0, device="cpu",
         batch=batch, length=length, cache=Path(), probe=True,
     )  # fmt: skip
-    schedule = replace(Schedule.from_training({**training, "steps": STEPS}), dtype="fp32")
+    autocast = task is not None and dtype is None and training["dtype"] == "bf16"
+    schedule = replace(Schedule.from_training({**training, "steps": STEPS}), dtype="bf16" if autocast else "fp32")
     probe = Probe(stack, schedule, ctx, (batch, length))
     empty = build(plugin.spec, stack, ctx, 2)
     if dtype == "bf16":
@@ -96,7 +98,7 @@ def predict_names(
         "point": "+".join(p.point for p in parts if p.point) or None,
         "batch": batch,
         "seq": length,
-        "dtype": dtype,
+        "dtype": "bf16-autocast" if autocast else dtype or "fp32",
         **{k: reading[k] for k in ("path", "peak_bytes", "peak_phase", "by_kind")},
         "parameters": {
             "total": sum(p.numel() for p in unique),
