@@ -8,7 +8,12 @@ starts, so that a killed worker's last phase is known) and `FOLDER/result.json`.
 model, so export comes before evaluation.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+import gc
+
+gc.disable()  # collecting while the libraries below are imported costs one to two seconds a cell; `main` ends it
 
 import contextlib
 import copy
@@ -278,6 +283,8 @@ def _say(message: str) -> None:
 
 
 def main() -> int:
+    gc.freeze()  # what was imported stays, and need not be looked at again
+    gc.enable()
     result: dict[str, Any]
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
