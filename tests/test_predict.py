@@ -7,6 +7,7 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from small import small_model
 
 from leantune import cards, cli, predict, record, registry, tables
+from leantune import probe as probe_module
 from leantune.api import Context
 from leantune.errors import BadInput, Unsupported
 from leantune.meter.tensors import KINDS
@@ -69,9 +71,50 @@ def test_a_probe_leaves_weights_states_methods_and_generators_alone(method: str)
 
 
 def test_a_probe_reads_the_same_twice_and_from_the_meta_device() -> None:
-    probe = probe_for("lora")
+    model = attached(probe_for("lora"))
+    assert probe_for("lora")(model) == probe_for("lora")(model) == probe_for("lora")(model.to("meta"))
+
+
+def test_a_structure_is_measured_once_and_another_again() -> None:
+    probe = probe_for("full")
     model = attached(probe)
-    assert probe(model) == probe(model) == probe(model.to("meta"))
+    first = probe(model)
+    assert probe(model) is first
+    for p in model.bert.encoder.layer[:2].parameters():
+        p.requires_grad_(False)
+    frozen = probe(model)
+    assert frozen["peak_bytes"] < first["peak_bytes"]
+    assert probe_for("full")(model) == frozen
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "came", "adafactor", "sm3"])
+def test_the_steady_step_says_what_many_steps_say(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = probe_for(method)(attached(probe_for(method)))
+    monkeypatch.setattr(probe_module, "STEPS", 6)
+    monkeypatch.setattr(probe_module.MeterWatch, "step", _count_only)
+    long = probe_for(method)(attached(probe_for(method)))
+    assert long["events"] > 2 * early["events"]  # six steps against two
+    for number in ("peak_bytes", "by_kind", "by_phase", "reserved_bytes", "allocated_bytes", "flops_per_step"):
+        assert early[number] == long[number], number
+
+
+def _count_only(self: probe_module.MeterWatch, step: int, seconds: float, loss: float) -> None:
+    self.steps = step
+
+
+def test_an_optimizer_that_grows_later_is_followed_to_the_third_step() -> None:
+    class Late(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            super().step(closure)
+            for p in self.param_groups[0]["params"]:
+                count = self.state[p].get("count", 0) + 1
+                self.state[p] = {"count": count, **({"late": torch.zeros_like(p)} if count > 1 else {})}
+
+    probe = probe_for("full")
+    probe.stack.methods["adaptation"].optimizer = lambda groups, ctx: Late(groups)  # type: ignore[method-assign]
+    model = attached(probe)
+    trained = sum(p.nbytes for g in probe.stack.parameter_groups(model, probe.ctx)[:1] for p in g["params"])
+    assert probe(model)["by_kind"]["optimizer"] == trained
 
 
 def test_a_probe_counts_states_and_operations_of_one_step() -> None:

@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 # Raised whenever a number that a record holds would change; part of every comparability key.
-MEASUREMENT_VERSION = 1
+MEASUREMENT_VERSION = 2
 
 from typing import TYPE_CHECKING  # noqa: E402
 

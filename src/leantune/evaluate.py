@@ -1,19 +1,64 @@
-"""Per-example predictions of a model on a split, and the task's metrics from them."""
+"""Per-example predictions of a model on a split, and what its forward passes take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import statistics
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from leantune.api import Batch
-from leantune.train import _autocast, _to
+from leantune.meter.tensors import TensorMeter
+from leantune.train import _autocast, _now, _to
+
+
+class Inference:
+    """Speed and memory of a model's forward passes, taken from an evaluation that is made anyway.
+
+    The first pass, which also warms up, is metered; the others are timed.
+    """
+
+    def __init__(self, model: nn.Module, device: str) -> None:
+        self.model, self.device = model, device
+        self.peak_bytes: int | None = None
+        self.tokens_per_second: list[float] = []
+
+    @contextlib.contextmanager
+    def forward(self, inputs: Batch) -> Iterator[None]:
+        """Stands around one forward pass on `inputs`."""
+        if self.peak_bytes is None:
+            meter = TensorMeter()
+            with meter:
+                meter.track(inputs.values(), "inputs")
+                meter.watch(self.model)
+                meter.mark("forward")
+                yield
+            self.peak_bytes = meter.result().peak_bytes
+            return
+        started = _now(self.device)
+        yield
+        self.tokens_per_second.append(int(inputs["attention_mask"].sum()) / (_now(self.device) - started))
+
+    def result(self) -> dict[str, Any]:
+        """The `inference` entry of a record; the speed is the median over the timed passes."""
+        return {
+            "tokens_per_second": statistics.median(self.tokens_per_second),
+            "peak_bytes": self.peak_bytes,
+            "parameters": sum(p.numel() for p in {id(p): p for p in self.model.parameters()}.values()),
+        }
 
 
 @torch.no_grad()
 def predict_split(
-    model: nn.Module, batches: Iterable[Batch], kind: str, device: str, dtype: str
+    model: nn.Module,
+    batches: Iterable[Batch],
+    kind: str,
+    device: str,
+    dtype: str,
+    inference: Inference | None = None,
 ) -> tuple[list[float], list[float]]:
     """(predictions, references), one of each per example, in order.
 
@@ -27,7 +72,7 @@ def predict_split(
         batch = _to(batch, device)
         labels = batch["labels"]
         inputs = {k: v for k, v in batch.items() if k != "labels"}
-        with _autocast(device, dtype):
+        with inference.forward(inputs) if inference else contextlib.nullcontext(), _autocast(device, dtype):
             logits = model(**inputs).logits
         if kind == "classification":
             predictions += logits.argmax(-1).tolist()
@@ -42,4 +87,7 @@ def predict_split(
             losses = nn.functional.cross_entropy(scores.transpose(1, 2).float(), targets, reduction="none")
             predictions += losses.sum(1).tolist()
             references += targets.ne(-100).sum(1).float().tolist()
+    if inference and not inference.tokens_per_second:  # a single batch: once more, to be timed
+        with inference.forward(inputs), _autocast(device, dtype):
+            model(**inputs)
     return predictions, references

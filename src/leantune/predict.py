@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from leantune import cards, models, plan, registry
-from leantune.api import Batch, Context, is_head, mark_head
+from leantune.api import Context, is_head, mark_head
 from leantune.errors import BadInput, Unsupported
-from leantune.probe import STEPS, Probe, metered_forward
+from leantune.probe import STEPS, Probe
 from leantune.stack import Stack
 from leantune.train import Schedule
 
@@ -190,11 +190,6 @@ def _check_shape(spec: Mapping[str, Any], batch: int, length: int) -> None:
         raise BadInput(f"batch {batch} and sequence length {length} must both be at least 1")
     if longest is not None and length > longest:
         raise BadInput(f"model '{spec['name']}' has {longest} positions; --seq {length} is too long")
-
-
-def inference_peak(model: nn.Module, batch: Batch) -> int:
-    """Exact peak of a forward pass without gradients, on the batch's own device: bytes."""
-    return metered_forward(model, batch).result().peak_bytes
 
 
 def describe(result: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""A cell's own training loop on fake copies, for three steps, under the meter: exact memory, no weights touched.
+"""A cell's own training loop on fake copies under the meter: exact memory, no weights touched.
 
-The third step is steady: optimizer states exist from the end of the first.
+Optimizer states exist from the end of the first step. The probe ends with the first step that leaves as many bytes
+as it found, since all that follow would repeat it: the second for most methods, and the third at the latest.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from leantune.registry import stack_name
 from leantune.stack import Stack
 from leantune.train import Schedule, Watch, train
 
-STEPS = 3
+STEPS = 3  # at most
 NEEDS_VALUES = (
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
@@ -33,12 +34,18 @@ NEEDS_VALUES = (
 )
 
 
+class Steady(Exception):
+    """A step left as many bytes as it found."""
+
+
 class MeterWatch(Watch):
     """Tells a meter where in the training step it is."""
 
     def __init__(self, meter: TensorMeter) -> None:
         self.meter = meter
         self.optimizer_state_bytes = 0  # without 0-dim tensors (step counters)
+        self.steps = 0
+        self._left = -1  # bytes live at the end of the step before
         self._optimizer: torch.optim.Optimizer | None = None
 
     def prepared(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -51,6 +58,10 @@ class MeterWatch(Watch):
     def step(self, step: int, seconds: float, loss: float) -> None:
         if self._optimizer is not None:
             self.optimizer_state_bytes = sum(t.nbytes for t in optimizer_tensors(self._optimizer) if t.dim())
+        self.steps = step
+        if self.meter.live_bytes == self._left:
+            raise Steady
+        self._left = self.meter.live_bytes
 
 
 @dataclass(frozen=True)
@@ -86,11 +97,11 @@ class Probe:
             batch = fake_batch(self.ctx.kind, micro_batch, self.shape[1])
             meter = TensorMeter()
             watch = MeterWatch(meter)
-            with meter:
+            with meter, contextlib.suppress(Steady):
                 meter.track(batch.values(), "inputs")
                 meter.watch(copy)
                 train(copy, stack, itertools.repeat(batch), schedule, ctx, watch)
-        return self._entry(meter, meter.flops // STEPS, watch.optimizer_state_bytes)
+        return self._entry(meter, meter.flops // watch.steps, watch.optimizer_state_bytes)
 
     def forward_only(self, model: nn.Module) -> dict[str, Any]:
         """One forward pass, for a model that is only evaluated."""

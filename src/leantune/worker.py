@@ -1,7 +1,7 @@
 """The worker: one process that runs one cell through its phases and leaves a result for the supervisor.
 
     import, predict, wait (memory lease), load, attach, measure, training (its first step apart),
-    export, evaluation, inference
+    export, evaluation (its first forward pass metered, the others timed)
 
 `python -m leantune.worker FOLDER` reads `FOLDER/job.json` and writes `FOLDER/phases.jsonl` (a line as each phase
 starts, so that a killed worker's last phase is known) and `FOLDER/result.json`. The score is that of the exported
@@ -20,7 +20,6 @@ import copy
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,11 @@ from leantune import data as datasets_
 from leantune import lease, loading, metrics, models, plan, predict, record, sources
 from leantune.api import Batch, Context, Data, is_head, mark_head
 from leantune.errors import BadInput, Diverged, Unsupported
-from leantune.evaluate import predict_split
+from leantune.evaluate import Inference, predict_split
 from leantune.probe import Probe
 from leantune.progress import Intervals, Phases
 from leantune.stack import Stack, context_cache
 from leantune.train import Schedule, Training, Watch, train
-
-INFERENCE_REPEATS = 3
 
 
 def run_cell(
@@ -108,9 +105,9 @@ def run_cell(
                 loading.save(deployed, export)  # type: ignore[arg-type]
                 tokenizer.save_pretrained(export)
         with phases("evaluation"):
-            result["quality"] = _quality(deployed, data, cell, outcome)
-        with phases("inference"):
-            result["inference"] = _inference(deployed, data, cell)
+            inference = Inference(deployed, cell.device)
+            result["quality"] = _quality(deployed, data, cell, outcome, inference)
+            result["inference"] = inference.result()
     deployed_parameters = {id(p): p for p in deployed.parameters()}.values()
     result["size"] = {
         "checkpoint_bytes": checkpoint,
@@ -150,12 +147,12 @@ def _evaluation_batches(data: Data, split: str) -> Iterator[Batch]:
 
 
 def _score(
-    model: nn.Module, data: Data, cell: plan.Cell, split: str
+    model: nn.Module, data: Data, cell: plan.Cell, split: str, inference: Inference | None = None
 ) -> tuple[float, dict[str, float | None], list[float], list[float]]:
     """(score, all metrics, predictions, references) on a split."""
     metric = cell.task.spec["metric"]
     batches = _evaluation_batches(data, split)
-    predictions, references = predict_split(model, batches, data.kind, cell.device, cell.training["dtype"])
+    predictions, references = predict_split(model, batches, data.kind, cell.device, cell.training["dtype"], inference)
     values = metrics.compute(metric["module"], predictions, references)
     return _finite(values[metric["score"]]), values, predictions, references
 
@@ -164,9 +161,9 @@ def _finite(value: float | None) -> float:
     return 0.0 if value is None else float(value)
 
 
-def _quality(model: nn.Module, data: Data, cell: plan.Cell, outcome: Training) -> dict[str, Any]:
+def _quality(model: nn.Module, data: Data, cell: plan.Cell, outcome: Training, inference: Inference) -> dict[str, Any]:
     split = "test" if cell.trial is None else "validation"  # the final score never sees what tuning looked at
-    value, values, predictions, references = _score(model, data, cell, split)
+    value, values, predictions, references = _score(model, data, cell, split, inference)
     return _quality_entry(cell, value, values, predictions, references, outcome.curve)
 
 
@@ -192,26 +189,6 @@ def _parameters(model: nn.Module) -> dict[str, int]:
         "total": sum(p.numel() for p in unique),
         "trainable": sum(p.numel() for p in unique if p.requires_grad and not is_head(p)),
         "head": sum(p.numel() for p in unique if is_head(p)),
-    }
-
-
-@torch.no_grad()
-def _inference(model: nn.Module, data: Data, cell: plan.Cell) -> dict[str, Any]:
-    """Tokens per second of the exported model, forward only, on one fixed batch; the median of a few passes."""
-    first = next(_evaluation_batches(data, "test"))
-    batch = {k: v.to(cell.device) for k, v in first.items() if k != "labels"}
-    seconds = []
-    for _ in range(INFERENCE_REPEATS + 1):
-        started = time.perf_counter()
-        with torch.autocast(cell.device, torch.bfloat16, enabled=cell.training["dtype"] == "bf16"):
-            model(**batch)
-        if cell.device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return {
-        "tokens_per_second": int(batch["attention_mask"].sum()) / statistics.median(seconds[1:]),
-        "peak_bytes": predict.inference_peak(model, batch),
-        "parameters": sum(p.numel() for p in {id(p): p for p in model.parameters()}.values()),
     }
 
 

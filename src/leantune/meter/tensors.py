@@ -122,6 +122,11 @@ class TensorMeter(TorchDispatchMode):
         self.phase = phase
         self._note_peak()
 
+    @property
+    def live_bytes(self) -> int:
+        """What is live now."""
+        return self._bytes
+
     def result(self) -> MemoryReading:
         """The reading so far; the meter may go on."""
         self._label_owned()
