@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small import small_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from leantune import cards, cli, predict, record, registry, tables
 from leantune import probe as probe_module
@@ -96,6 +97,14 @@ def test_the_steady_step_says_what_many_steps_say(method: str, monkeypatch: pyte
     assert long["events"] > 2 * early["events"]  # six steps against two
     for number in ("peak_bytes", "by_kind", "by_phase", "reserved_bytes", "allocated_bytes", "flops_per_step"):
         assert early[number] == long[number], number
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "svfit+came", "safe"])
+def test_the_quick_cache_changes_no_event(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = probe_for(method)(attached(probe_for(method)))
+    monkeypatch.setattr(probe_module, "fake_mode", lambda: FakeTensorMode(allow_non_fake_inputs=True))
+    monkeypatch.setattr(FakeTensorMode, "cache", {})
+    assert probe_for(method)(attached(probe_for(method))) == quick
 
 
 def _count_only(self: probe_module.MeterWatch, step: int, seconds: float, loss: float) -> None:

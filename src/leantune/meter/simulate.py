@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from leantune.errors import Unsupported
@@ -49,9 +50,53 @@ linalg_matrix_norm.str_ord sum sum.dim_IntList
 )
 
 
+class _QuickFakeMode(FakeTensorMode):
+    """FakeTensorMode with a cheaper look-up in its cache of results.
+
+    A training step is thousands of operators on a few shapes, so nearly all of its time is the cache's. The key here
+    has what a dense tensor's result can depend on, and leaves out sparse, conjugated and symbolic ones.
+    """
+
+    def _cache_key(self, state: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        key = [func, torch.get_default_dtype(), torch.is_inference_mode_enabled()]
+        self._describe(key, args)
+        self._describe(key, tuple(kwargs))
+        self._describe(key, kwargs.values())
+        return fake_tensor._DispatchCacheKey(tuple(key))
+
+    def _describe(self, key: list[Any], values: Any) -> None:
+        key.append(len(values))
+        for value in values:
+            if isinstance(value, FakeTensor):
+                plain = value.layout is torch.strided and not (value.is_conj() or value.is_neg())
+                if value.constant is not None or value.fake_mode is not self or not plain:
+                    raise fake_tensor._BypassDispatchCache("not a plain fake tensor")
+                key += (value.shape, value.stride(), value.storage_offset(), value.dtype, value.requires_grad)
+                key.append(value.fake_device)
+            elif isinstance(value, Tensor):
+                raise fake_tensor._BypassDispatchCache("non-fake tensor")
+            elif isinstance(value, (list, tuple)):
+                self._describe(key, value)
+            else:
+                key += (type(value), value)
+
+    def _get_output_tensor_from_cache_entry(self, state: Any, entry: Any, key: Any, func: Any, args: Any) -> Any:
+        seen = entry.metadata
+        if seen is None or entry.inplace_idx is not None:
+            return super()._get_output_tensor_from_cache_entry(state, entry, key, func, args)
+        with fake_tensor.in_kernel_invocation_manager(self):
+            out = torch.empty_strided(
+                seen.shape, seen.stride, dtype=seen.dtype, device="meta", requires_grad=seen.requires_grad
+            )
+            if func.is_view:
+                storage = args[entry.view_idx].untyped_storage()
+                out.set_(storage, seen.storage_offset, seen.shape, seen.stride)
+        return FakeTensor(self, out, seen.device)
+
+
 def fake_mode() -> FakeTensorMode:
     """A mode under which operators compute shapes and no values; real tensors may take part."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    return _QuickFakeMode(allow_non_fake_inputs=True)
 
 
 @contextlib.contextmanager

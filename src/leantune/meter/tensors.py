@@ -54,6 +54,10 @@ class TensorMeter(TorchDispatchMode):
     stand for. Memory that is wrapped twice from outside torch (`torch.from_numpy`, twice) counts twice.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the guard costs as much as the metering, and nothing is compiled here
+
     def __init__(self) -> None:
         super().__init__()
         self.trace: list[tuple[int, int]] = []  # (block number, +bytes or -bytes)
