@@ -7,17 +7,17 @@ import re
 from leantune.errors import BadInput
 
 GIB = 2**30
-# The lowest "total capacity" that PyTorch's out-of-memory messages give for the card (docs/measurement.md).
+# The "total capacity" that PyTorch's out-of-memory messages give for the card, in the GitHub issue named beside it.
 USABLE_GIB = {
-    "8GB": 7.79,
-    "12GB": 11.76,
-    "T4": 14.56,
-    "16GB": 15.70,
-    "L4": 22.03,
-    "RTX 4090": 23.52,
-    "A100-40GB": 39.39,
-    "L40S": 44.40,
-    "A100-80GB": 79.15,
+    "8GB": 7.75,  # RTX 4060: ESRSchao/EdgeRegNet#2
+    "12GB": 11.60,  # RTX 4080 of 12 GB: index-tts/index-tts#301
+    "T4": 14.56,  # Zheng-Chong/CatVTON#133
+    "16GB": 15.61,  # RTX A4000: DengKaiCQ/VGGT-Long#6
+    "L4": 22.03,  # ArcInstitute/evo2#190
+    "RTX 4090": 23.52,  # Soul-AILab/SoulX-FlashTalk#5
+    "A100-40GB": 39.50,  # TianheWu/CoSeR#10
+    "L40S": 44.42,  # stepfun-ai/Step-Video-T2V#8
+    "A100-80GB": 79.25,  # wbfwonderful/Vad-R1#11
 }
 CONTEXT_BYTES = GIB  # allowed for the CUDA context and library workspaces, which torch does not count
 

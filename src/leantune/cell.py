@@ -82,7 +82,8 @@ def _run_worker(cell: Cell, timeout_minutes: float, threads: int, force: bool, e
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
             "PYTHONUNBUFFERED": "1",
-            "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
+            # The allocator that predictions replay; the record names it.
+            "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False"),
         }
         with (folder / "errors.txt").open("w+") as errors:
             worker = subprocess.Popen(

@@ -11,7 +11,7 @@ from typing import Any
 
 from leantune import cell as cells
 from leantune import plan, record, registry
-from leantune.errors import BadInput
+from leantune.errors import BadInput, Unsupported
 
 EXAMPLES = """examples:
   leantune list
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.action(arguments) or 0)
-    except BadInput as error:
+    except (BadInput, Unsupported) as error:
         print(f"leantune: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `leantune list | head`
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--task", help="take batch, length and head from this task")
     predict.add_argument("--batch", type=int, help="sequences per step")
     predict.add_argument("--seq", type=int, help="tokens per sequence")
-    predict.add_argument("--head", choices=["classification", "mlm", "causal-lm"])
+    predict.add_argument("--head", choices=["classification", "mlm", "pretraining", "causal-lm"])
     predict.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights (the task's training, or fp32)")
     predict.add_argument("--set", action="append", default=[], metavar="METHOD.PARAM=VALUE", dest="settings")
     predict.add_argument("--under", metavar="SIZE", help="8GiB or a card (T4, L4, A100-80, ...): what fits into it")

@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -72,11 +73,15 @@ def load_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0, seed: in
     return _finished(model, kind)
 
 
-def empty_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0) -> nn.Module:
-    """The same model on the meta device, from `architecture` alone: shapes and no values, nothing fetched."""
+def empty_model(
+    spec: Mapping[str, Any], kind: str, num_labels: int = 0, device: str = "meta", pretraining: bool = False
+) -> nn.Module:
+    """The same model from `architecture` alone, nothing fetched: on the meta device, which has shapes and no values,
+    or with random values. `pretraining` gives all heads that the model was pre-trained with."""
     _check(spec, kind)
-    with _quiet(), torch.device("meta"):
-        model = _CLASSES[kind].from_config(_config(spec, kind, num_labels), dtype=torch.float32)
+    made = AutoModelForPreTraining if pretraining else _CLASSES[kind]
+    with _quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
+        model = made.from_config(_config(spec, kind, num_labels), dtype=torch.float32)
     return _finished(model, kind)
 
 

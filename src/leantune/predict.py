@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -23,14 +24,26 @@ from leantune.stack import Stack
 from leantune.train import Schedule
 
 KINDS = {"classification": "classification", "mlm": "masked_lm", "causal-lm": "causal_lm"}  # of --head
+REAL_STEP = 8  # bytes that a step on real values takes, as a multiple of the parameters': what must be free for one
 
 
-def build(spec: Mapping[str, Any], stack: Stack, ctx: Context, labels: int) -> nn.Module:
-    """The model on the meta device with the stack attached. Raises BadInput for a missing declared shape."""
-    model = models.empty_model(spec, ctx.kind, labels)
+def build(
+    spec: Mapping[str, Any], stack: Stack, ctx: Context, labels: int, device: str = "meta", pretraining: bool = False
+) -> nn.Module:
+    """The model with the stack attached, on the meta device or with random values on the CPU.
+
+    Raises BadInput for a missing declared shape, Unsupported where attaching needs values that meta has not.
+    """
+    model = models.empty_model(spec, ctx.kind, labels, device, pretraining)
     mark_head(model, ctx.kind)
-    with torch.device("meta"):
-        model, _ = stack.attach(model, None, replace(ctx, probe=True, details={}))
+    try:
+        with torch.device(device):
+            model, _ = stack.attach(model, None, replace(ctx, probe=True, details={}))
+    except (NotImplementedError, RuntimeError) as error:
+        if device != "meta":
+            raise
+        what = str(error).splitlines()[0][:200]
+        raise Unsupported(f"'{registry.stack_name(stack.parts)}' does not attach without values: {what}") from error
     return model
 
 
@@ -87,11 +100,19 @@ def predict_names(
     autocast = task is not None and dtype is None and training["dtype"] == "bf16"
     schedule = replace(Schedule.from_training({**training, "steps": STEPS}), dtype="bf16" if autocast else "fp32")
     probe = Probe(stack, schedule, ctx, (batch, length))
-    empty = build(plugin.spec, stack, ctx, 2)
-    if dtype == "bf16":
-        empty = empty.to(torch.bfloat16)
-    reading = probe(empty) if stack.trains else probe.forward_only(empty)
-    unique = {id(p): p for p in empty.parameters()}.values()
+
+    def predicted(device: str) -> tuple[nn.Module, dict[str, Any]]:
+        built = build(plugin.spec, stack, ctx, 2, device, pretraining=head == "pretraining")
+        if dtype == "bf16":
+            built = built.to(torch.bfloat16)
+        return built, probe(built) if stack.trains else probe.forward_only(built)
+
+    try:
+        built, reading = predicted("meta")
+    except Unsupported as error:
+        _check_room(plugin.spec, str(error))
+        built, reading = predicted("cpu")
+    unique = {id(p): p for p in built.parameters()}.values()
     return {
         "model": model,
         "method": registry.stack_name(parts),
@@ -108,6 +129,7 @@ def predict_names(
         **{k: reading[k] for k in ("optimizer_state_bytes", "allocated_bytes", "reserved_bytes")},
         "fits": cards.fits(reading["reserved_bytes"]),
         "flops_per_step": reading["flops_per_step"],
+        "fallback": reading["fallback"],  # why real tensors were needed, or null
         "seconds": round(time.perf_counter() - started, 2),
     }
 
@@ -170,10 +192,22 @@ def largest(size: Callable[[int], int], budget: int, limit: int | None = None) -
 
 def _default_kind(spec: Mapping[str, Any], head: str | None) -> str:
     decoder = "causal_lm" in spec["kinds"]
+    if head == "pretraining":
+        return "causal_lm" if decoder else "masked_lm"
     kind = KINDS[head] if head else ("causal_lm" if decoder else "classification")
     if kind not in spec["kinds"]:
         raise BadInput(f"model '{spec['name']}' has no {head or kind} head; it does {', '.join(spec['kinds'])}")
     return kind
+
+
+def _check_room(spec: Mapping[str, Any], reason: str) -> None:
+    """Raises Unsupported where a step on real values, in place of one without, would not fit on this machine."""
+    need, free = REAL_STEP * 4 * spec["parameters"], psutil.virtual_memory().available
+    if need > free:
+        raise Unsupported(
+            f"{reason}; a step on real values needs about {need / 2**30:.0f} GiB for '{spec['name']}', and "
+            f"{free / 2**30:.0f} GiB are free here"
+        )
 
 
 def _positions(spec: Mapping[str, Any]) -> int | None:
@@ -200,6 +234,8 @@ def describe(result: Mapping[str, Any]) -> str:
         f"{result['method']} on {result['model']}, batch {result['batch']} x {result['seq']}, {result['dtype']}",
         f"  peak            {result['peak_bytes'] / mib:10.1f} MiB, in the {result['peak_phase']} phase",
     ]
+    if result["fallback"]:
+        lines.append(f"  measured on real tensors, CPU path: {result['fallback']}")
     lines += [f"    {kind:<13} {size / mib:10.1f} MiB" for kind, size in result["by_kind"].items() if size]
     lines += [
         f"  reserved        {result['reserved_bytes'] / mib:10.1f} MiB by the CUDA allocator (simulated)",

@@ -7,6 +7,8 @@ as it found, since all that follow would repeat it: the second for most methods,
 from __future__ import annotations
 
 import contextlib
+import copy
+import inspect
 import itertools
 from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -26,11 +28,13 @@ from leantune.stack import Stack
 from leantune.train import Schedule, Watch, train
 
 STEPS = 3  # at most
-NEEDS_VALUES = (
+NEEDS_VALUES = (  # what a step raises on tensors without values, .numpy() and nonzero() among them
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
     fake_tensor.UnsupportedFakeTensorException,
     fake_tensor.UnsupportedOperatorException,
+    NotImplementedError,
+    RuntimeError,
 )
 
 
@@ -69,8 +73,9 @@ class Probe:
     """Measures an attached model's training step on fake copies; weights, methods and generators stay as they are.
 
     Called with a real or meta model it returns a record's memory entry: where the numbers are from, the fields of
-    `MemoryReading`, the allocator's peaks, FLOPs of one step and the bytes of optimizer states.
-    Raises Unsupported where the method needs values that fake tensors do not have.
+    `MemoryReading`, the allocator's peaks, FLOPs of one step and the bytes of optimizer states. A method that needs
+    values is stepped on real copies on the CPU instead: `path` is then `cpu`, and `fallback` says why.
+    Raises Unsupported where it needs values and the model is on the meta device.
     """
 
     stack: Stack
@@ -89,45 +94,65 @@ class Probe:
         return self.known[key]
 
     def _measured(self, model: nn.Module) -> dict[str, Any]:
+        try:
+            return self.fake(model)
+        except Unsupported as error:
+            if any(p.is_meta for p in model.parameters()):
+                raise
+            return {**self.real(model), "fallback": str(error)}
+
+    def fake(self, model: nn.Module, cuda: bool = True) -> dict[str, Any]:
+        """On fake copies, which take the CUDA path or the CPU's. Raises Unsupported where that needs values."""
+        with self._fake(cuda):
+            return self._steps(*fake_copies(model, self.stack), "cuda-simulated" if cuda else "cpu")
+
+    def real(self, model: nn.Module) -> dict[str, Any]:
+        """On real copies on the CPU: as much memory and time as training takes there."""
+        with torch.random.fork_rng(devices=[]):
+            real, stack = copy.deepcopy((model, self.stack))
+            for parameter, copied in zip(model.parameters(), real.parameters(), strict=True):
+                copied.__dict__.update(vars(parameter))  # such as the mark of the head, which a copy loses
+            return self._steps(real.to("cpu"), stack, "cpu")
+
+    def _steps(self, model: nn.Module, stack: Stack, path: str) -> dict[str, Any]:
+        """Trains `model` itself, until a step leaves as much as it found."""
         schedule = replace(self.schedule, steps=STEPS, checks=0, evaluations=0)
         ctx = replace(self.ctx, probe=True, device="cpu", details={})
         micro_batch = max(1, self.shape[0] // schedule.accumulate)
-        with self._fake():
-            copy, stack = fake_copies(model, self.stack)
-            batch = fake_batch(self.ctx.kind, micro_batch, self.shape[1])
-            meter = TensorMeter()
-            watch = MeterWatch(meter)
-            with meter, contextlib.suppress(Steady):
-                meter.track(batch.values(), "inputs")
-                meter.watch(copy)
-                train(copy, stack, itertools.repeat(batch), schedule, ctx, watch)
-        return self._entry(meter, meter.flops // watch.steps, watch.optimizer_state_bytes)
+        batch = longest_batch(model, self.ctx.kind, micro_batch, self.shape[1])
+        meter = TensorMeter()
+        watch = MeterWatch(meter)
+        with meter, contextlib.suppress(Steady):
+            meter.track(batch.values(), "inputs")
+            meter.watch(model)
+            train(model, stack, itertools.repeat(batch), schedule, ctx, watch)
+        return self._entry(meter, meter.flops // watch.steps, watch.optimizer_state_bytes, path)
 
     def forward_only(self, model: nn.Module) -> dict[str, Any]:
         """One forward pass, for a model that is only evaluated."""
         with self._fake():
-            copy, _ = fake_copies(model, self.stack)
-            batch = fake_batch(self.ctx.kind, *self.shape)
-            meter = metered_forward(copy.eval(), batch)
-        return self._entry(meter, meter.flops, 0)
+            fake, _ = fake_copies(model, self.stack)
+            batch = longest_batch(model, self.ctx.kind, *self.shape)
+            meter = metered_forward(fake.eval(), batch)
+        return self._entry(meter, meter.flops, 0, "cuda-simulated")
 
     @contextlib.contextmanager
-    def _fake(self) -> Iterator[None]:
+    def _fake(self, cuda: bool = True) -> Iterator[None]:
+        path = cuda_path() if cuda else contextlib.nullcontext()
         try:
-            with torch.random.fork_rng(devices=[]), fake_mode(), cuda_path():
+            with torch.random.fork_rng(devices=[]), fake_mode(), path:
                 yield
         except NEEDS_VALUES as error:
             name = stack_name(self.stack.parts)
-            raise Unsupported(
-                f"'{name}' needs tensor values at {error.args[0] if error.args else type(error).__name__}, which fake "
-                "tensors do not have; run the cell to measure its memory"
-            ) from error
+            what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise Unsupported(f"'{name}' does not run on tensors without values: {what}") from error
 
     @staticmethod
-    def _entry(meter: TensorMeter, flops: int, states: int) -> dict[str, Any]:
+    def _entry(meter: TensorMeter, flops: int, states: int, path: str) -> dict[str, Any]:
         return {
             "source": "tensors-cpu",
-            "path": "cuda-simulated",
+            "path": path,
+            "fallback": None,
             **asdict(meter.result()),
             **replay(meter.trace),
             "flops_per_step": flops,
@@ -163,11 +188,17 @@ def metered_forward(model: nn.Module, batch: Batch) -> TensorMeter:
     return meter
 
 
-def fake_batch(kind: str, batch: int, length: int) -> Batch:
-    """A batch of the longest shape, made under a fake mode. Its mask is kept, as that of a batch with padding is."""
+def longest_batch(model: nn.Module, kind: str, batch: int, length: int) -> Batch:
+    """A batch of the longest shape, fake under a fake mode. Its mask says padding, as one that transformers may
+    drop would cost less."""
     ids = torch.ones(batch, length, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[0, (length + 1) // 2 :] = 0
     labels = {
         "classification": lambda: torch.zeros(batch, dtype=torch.long),
         "regression": lambda: torch.zeros(batch, dtype=torch.float32),
     }.get(kind, lambda: torch.zeros_like(ids))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels()}
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels()}
+    if "next_sentence_label" in inspect.signature(model.forward).parameters:  # BERT's pre-training heads
+        inputs["next_sentence_label"] = torch.zeros(batch, dtype=torch.long)
+    return inputs

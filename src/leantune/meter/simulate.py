@@ -2,7 +2,7 @@
 
 A fake tensor on the `cpu` device runs the CPU's choice of implementations. `cuda_path` swaps those whose memory
 differs on CUDA: dropout (a mask of 1 byte an element, not a float one), attention (a fused kernel that saves no
-probabilities) and the autocast policy (ATen/autocast_mode.h: CUDA runs more operators in float32).
+probabilities), Mamba's scan (meter/mamba.py) and the autocast policy (ATen/autocast_mode.h: CUDA runs more operators in float32).
 Operators with an autocast policy on the CPU already have CUDA's, float32.
 `fake_copy` makes the copy of a model that a probe trains in place of the model.
 """
@@ -22,6 +22,7 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from leantune.errors import Unsupported
+from leantune.meter import mamba
 from leantune.meter.tensors import plain_attributes, tensors_in
 
 Companion = TypeVar("Companion")
@@ -110,7 +111,8 @@ def cuda_path() -> Iterator[None]:
     before = F.dropout, F.scaled_dot_product_attention
     F.dropout, F.scaled_dot_product_attention = _dropout, _attention  # type: ignore[assignment]
     try:
-        yield
+        with mamba.kernel():
+            yield
     finally:
         F.dropout, F.scaled_dot_product_attention = before
         library._destroy()
