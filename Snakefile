@@ -8,12 +8,14 @@ configfile: "config/config.yaml"
 
 JOBS = Jobs(config)
 OUT = JOBS.config["output"]
+FOOTPRINT = f"{OUT}/tables/footprint.csv"
 ENVIRONMENT = "envs/leantune.yaml"
 
 
 localrules:
     all,
     settings,
+    footprint_settings,
     tables,
     gate,
 
@@ -30,6 +32,7 @@ rule all:
     input:
         passed=f"{OUT}/gate.ok",
         config=f"{OUT}/config.json",
+        footprint=FOOTPRINT if JOBS.config["footprint"] else [],
     log:
         f"{OUT}/logs/reproduced.txt",
     conda:
@@ -54,13 +57,15 @@ rule cell:
         timeout=lambda wildcards, attempt: JOBS.config["timeout_minutes"] * attempt,
         attempt=lambda wildcards, attempt: attempt,
         attempts=1,  # a profile that sets `retries` sets this to retries + 1
+        limit_mb=0,  # a profile may say what one cell may need; 0: what the machine has
     params:
         # Hashes, not input files: a touched file or a fresh clone reruns nothing, a changed one its own cells.
         hashes=lambda wildcards: JOBS[wildcards].hashes,
         arguments=lambda wildcards: JOBS[wildcards].arguments,
     shell:
         "python -m leantune run {params.arguments} --timeout {resources.timeout}"
-        " --attempt {resources.attempt} --attempts {resources.attempts} --out {output} 2> {log}"
+        " --attempt {resources.attempt} --attempts {resources.attempts}"
+        " --limit-mb {resources.limit_mb} --out {output} 2> {log}"
 
 
 rule settings:
@@ -86,6 +91,37 @@ rule tables:
         ENVIRONMENT
     shell:
         "python -m leantune tables --config {input.config} > {log} 2>&1"
+
+
+# A file of its own: the table must not be made again because another key of the config changed.
+rule footprint_settings:
+    output:
+        f"{OUT}/footprint.json",
+    log:
+        f"{OUT}/logs/footprint_settings.log",
+    params:
+        footprint=JOBS.config["footprint"],
+    run:
+        JOBS.save_config(output[0])
+
+
+rule footprint:
+    input:
+        config=f"{OUT}/footprint.json",
+    output:
+        FOOTPRINT,
+    log:
+        f"{OUT}/logs/footprint.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        hashes=JOBS.footprint,
+    shell:
+        "python -m leantune footprint --config {input.config} > {log} 2>&1"
 
 
 rule gate:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,30 @@ def test_a_cell_on_real_weights_and_data(tmp_path):
     assert row["size"]["deployed_parameters"] == 22713986  # merged: the original architecture
     assert row["inference"]["tokens_per_second"] > 0
     assert row["key"]["samples"]
+
+
+def test_a_cell_above_the_limit_is_recorded_with_its_figure_and_not_started(tmp_path):
+    out = tmp_path / "row.json"
+    words = ["run", "--model", "minilm-l6", "--task", "sentiment", "--method", "lora", "--device", "cpu", "--out", out]
+    done = leantune(*words, "--limit-mb", 640)
+    assert done.returncode == 0, done.stderr
+    row = record.read_record(out)
+    assert (row["status"], row["phase"], row["quality"]) == ("oom", "wait", None)
+    assert re.fullmatch(r"predicted: needs 0\.\d\d GiB of memory, the limit is 0\.62 GiB", row["reason"])
+    memory = row["memory"]
+    assert (memory["peak_source"], memory["tensors"]) == ("predicted", None)
+    assert memory["peak_bytes"] == memory["predicted"]["peak_bytes"] > 100 * 2**20
+    assert f"needs {(memory['peak_bytes'] * 1.6 + 2**29) / 2**30:.2f} GiB" in row["reason"]
+
+    out.unlink()
+    retried = leantune(*words, "--limit-mb", 640, "--attempt", 1, "--attempts", 2)
+    assert (retried.returncode, out.exists()) == (75, False)  # another attempt may have more
+
+    forced = leantune(*words, "--limit-mb", 640, "--force")
+    assert forced.returncode == 0, forced.stderr
+    started = record.read_record(out)
+    assert started["status"] == "ok"
+    assert started["memory"]["tensors"]["peak_bytes"] == memory["peak_bytes"]
 
 
 def test_an_exported_model_is_loaded_with_its_adapters_and_scores_as_recorded(tmp_path):

@@ -171,9 +171,47 @@ def test_configfile_extends_and_every_cell_has_its_own_command(project):
     assert re.search(r"--out out/records/cpu-\S+-s2-\S+/minilm-l6/sentiment/svfit@r64\+came/3.json", command)
 
 
+def footprint_of(*methods: str) -> list[dict]:
+    shape = {"kind": "classification", "batches": [2], "lengths": [16], "dtype": "fp32"}
+    return [{"models": ["minilm-l6"], "methods": list(methods), **shape}]
+
+
+def test_the_footprint_is_made_again_only_when_what_it_depends_on_changed(project):
+    cells = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha"]}
+    project.configure(cells, footprint=footprint_of("beta"))
+
+    def planned() -> bool:
+        return "rule footprint:" in project.planned()[1]
+
+    fake = project.fake_python("mkdir -p out/tables; echo figures > out/tables/footprint.csv")
+    path = f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+    done = project.snakemake("--until", "footprint", PATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    for file in project.plugins.rglob("*.*"):
+        file.touch()
+    project.configure({**cells, "seeds": [1]}, footprint=footprint_of("beta"))
+    code = project.plugins / "methods" / "alpha" / "method.py"
+    code.write_text(code.read_text() + "# not in the footprint\n")
+    assert not planned()
+
+    code = project.plugins / "methods" / "beta" / "method.py"
+    former = code.read_text()
+    code.write_text(former + "# changed\n")
+    assert planned()
+    code.write_text(former)
+    project.configure(cells, footprint=footprint_of("beta", "alpha"))
+    assert planned()
+    project.configure(cells)
+    assert not planned()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"footprint": footprint_of("alpha+beta")}, "both take the slot"),
+        ({"footprint": footprint_of("nonsense")}, "unknown method 'nonsense'"),
+        ({"footprint": [{"models": ["minilm-l6"]}]}, "'methods' is a required property"),
         ({"cell": []}, "'cell' was unexpected"),
         ({"set": {"task.stepz": 3}}, "'task.stepz' is no setting of task 'sentiment'"),
     ],

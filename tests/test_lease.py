@@ -16,6 +16,16 @@ def budget():
     return Memory(BUDGET, BUDGET)
 
 
+def test_the_limit_is_below_what_the_machine_has(tmp_path):
+    with pytest.raises(DoesNotFit, match=r"needs 3\.00 GiB of memory, the limit is 2\.00 GiB"):
+        with memory_lease(3 * GIB, folder=tmp_path, memory=budget, limit=2 * GIB):
+            pass
+    with memory_lease(2 * GIB, folder=tmp_path, memory=budget, limit=2 * GIB):
+        pass
+    with pytest.raises(DoesNotFit, match=r"needs 17\.0 GiB of GPU memory, this machine has 16\.0 GiB"):
+        lease.check(17 * GIB, 16 * GIB, of="GPU memory")
+
+
 def _contend(folder, need, running, most, done):
     with memory_lease(need, folder=folder, memory=budget, poll_seconds=0.02):
         with running.get_lock():

@@ -1,3 +1,4 @@
+import copy
 import csv
 import random
 
@@ -64,6 +65,20 @@ def test_peak_is_compared_with_full_of_the_same_key_model_and_source():
         ("cpu-b8", "lora"): None,
         ("cpu-b16", "came"): None,
     }
+
+
+def test_measured_over_predicted_compares_figures_of_one_kind():
+    exact, on_gpu, unknown = ok("full", peak=100), ok("lora", peak=90), ok("came")
+    exact["memory"]["predicted"] = {"peak_bytes": 80, "allocated_bytes": 50}
+    on_gpu["memory"].update(cuda={"allocated_peak_bytes": 96}, predicted={"peak_bytes": 80, "allocated_bytes": 120})
+    unknown["memory"]["predicted"] = {"peak_bytes": None, "reason": "the rank is not known"}
+    expected = {"full": 1.25, "lora": 0.8, "came": None}
+    found = entries(exact, on_gpu, unknown)
+    for table in (rows.cells(found), leaderboard(found)):
+        assert {r["method"]: r["measured_over_predicted"] for r in table} == expected
+    worst = copy.deepcopy(exact)
+    worst["cell"]["seed"], worst["memory"]["predicted"]["peak_bytes"] = 1, 50
+    assert leaderboard(entries(exact, worst))[0]["measured_over_predicted"] == 2.0
 
 
 def test_best_first_in_either_direction():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from leantune.errors import BadInput
 
@@ -25,6 +26,11 @@ CONTEXT_BYTES = GIB  # allowed for the CUDA context and library workspaces, whic
 def fits(reserved_bytes: int) -> dict[str, bool]:
     """Card to whether the allocator's reserved bytes and the context fit on it."""
     return {card: reserved_bytes + CONTEXT_BYTES <= size * GIB for card, size in USABLE_GIB.items()}
+
+
+def smallest(fitting: Mapping[str, bool]) -> str:
+    """The smallest card of an answer of `fits`, whose order a file may have lost; `none` where nothing fits."""
+    return next((card for card in USABLE_GIB if fitting[card]), "none")
 
 
 def parse_bytes(text: str) -> int:

@@ -34,18 +34,21 @@ def run(
     attempts: int = 1,
     threads: int = 1,
     force: bool = False,
+    limit: int | None = None,
     export: Path | None = None,
     command: list[str] | None = None,
 ) -> int:
     """Run a cell and write its record to `out`. Returns the exit status: 0 with a record, or 75 without one
-    after `oom` or `timeout` while attempts are left. Raises BadInput where nothing should be recorded."""
+    after `oom` or `timeout` while attempts are left. `limit`: bytes that the cell may be predicted to need. Raises BadInput where nothing should be recorded."""
     _check_writable(out)
     started = time.time()
-    reason = registry.unsupported_reason(cell.parts, cell.model, cell.task, cell.device)
+    reason = registry.unsupported_reason(cell.parts, cell.model, cell.task.spec["kind"], cell.device)
     if reason is not None:
         result: dict[str, Any] = {"status": "unsupported", "reason": reason}
     else:
-        result = _run_worker(cell, timeout_minutes, threads, force, export)
+        result = _run_worker(
+            cell, timeout_minutes, threads, {"force": force, "limit": limit, "export": export and str(export)}
+        )
     if result["status"] == "bad_input":
         raise BadInput(result["reason"])
     if result["status"] in ("oom", "timeout") and attempt < attempts:
@@ -69,10 +72,10 @@ def _check_writable(out: Path) -> None:
         raise BadInput(f"cannot write into {out.parent}: {error.strerror}; choose another --out") from error
 
 
-def _run_worker(cell: Cell, timeout_minutes: float, threads: int, force: bool, export: Path | None) -> dict[str, Any]:
+def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="leantune-") as scratch:
         folder = Path(scratch)
-        options = {"force": force, "export": export and str(export), "terminal": sys.stderr.isatty()}
+        options = {**options, "terminal": sys.stderr.isatty()}
         job = {"cell": _resolve_arguments(cell), "threads": threads, "options": options}
         (folder / "job.json").write_text(json.dumps(job))
         kills_before = _oom_kills()

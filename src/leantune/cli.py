@@ -6,11 +6,12 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from leantune import cell as cells
-from leantune import plan, record, registry
+from leantune import plan, record, registry, sweep
 from leantune.errors import BadInput, Unsupported
 
 EXAMPLES = """examples:
@@ -18,6 +19,7 @@ EXAMPLES = """examples:
   leantune run --model minilm-l6 --task sentiment --method lora --seed 0 --out lora.json
   leantune run --model minilm-l6 --task sentiment --method vocab_pruning+svfit@r64+came --out row.json
   leantune predict --model llama2-7b --method lora --batch 4 --seq 512 --dtype bf16
+  leantune predict --model bert-base,roberta-base --method full,lora,came --batch 8,32 --seq 128
   leantune tables --config config/config.yaml
 """
 
@@ -59,20 +61,22 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--attempts", type=int, default=1, help="how many it has; before the last, oom exits 75 (1)")
     run.add_argument("--threads", type=int, default=1, help="CPU threads of torch (1)")
     run.add_argument("--force", action="store_true", help="run even where the prediction says it does not fit")
+    run.add_argument("--limit-mb", type=int, default=0, metavar="MIB",
+                     help="do not start where the prediction needs more (0: what the machine has)")  # fmt: skip
     run.add_argument("--export", type=Path, metavar="FOLDER", help="save the trained model here")
     run.set_defaults(action=_run)
 
     predict = commands.add_parser("predict", help="peak memory of a method on a model, with no GPU and no weights")
-    predict.add_argument("--model", required=True)
-    predict.add_argument("--method", required=True, metavar="STACK[@POINT]")
+    _list_flag(predict, "--model", str, required=True, help="one or more, comma-separated")
+    _list_flag(predict, "--method", str, required=True, metavar="STACK[@POINT]", help="one or more, comma-separated")
     predict.add_argument("--task", help="take batch, length and head from this task")
-    predict.add_argument("--batch", type=int, help="sequences per step")
-    predict.add_argument("--seq", type=int, help="tokens per sequence")
+    _list_flag(predict, "--batch", int, help="sequences per step, one or more")
+    _list_flag(predict, "--seq", int, help="tokens per sequence, one or more")
     predict.add_argument("--head", choices=["classification", "mlm", "pretraining", "causal-lm"])
     predict.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights (the task's training, or fp32)")
     predict.add_argument("--set", action="append", default=[], metavar="METHOD.PARAM=VALUE", dest="settings")
     predict.add_argument("--under", metavar="SIZE", help="8GiB or a card (T4, L4, A100-80, ...): what fits into it")
-    predict.add_argument("--json", action="store_true", help="print one JSON object")
+    predict.add_argument("--json", action="store_true", help="print one JSON object, or a list of them")
     predict.set_defaults(action=_predict)
 
     tables = commands.add_parser("tables", help="build the CSV tables and the README leaderboard from records")
@@ -80,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--output", type=Path, help="the run's folder; default: the config's `output`")
     tables.add_argument("--readme", type=Path, help="also write the leaderboard into this Markdown file")
     tables.set_defaults(action=_tables)
+
+    footprint = commands.add_parser("footprint", help="predict the config's stacks on its models into footprint.csv")
+    footprint.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    footprint.add_argument("--output", type=Path, help="the run's folder; default: the config's `output`")
+    footprint.set_defaults(action=_footprint)
 
     gate = commands.add_parser("gate", help="fail where a cell ended with a status that the config does not allow")
     gate.add_argument("--config", type=Path, default=Path("config/config.yaml"))
@@ -105,6 +114,16 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--at", type=Path, metavar="DIR", help="the plugin root (default: this checkout)")
     new.set_defaults(action=_new)
     return parser
+
+
+def _list_flag(parser: argparse.ArgumentParser, flag: str, what: Callable[[str], Any], **more: Any) -> None:
+    """A flag that takes several values, `a,b` or given again; its value is a list."""
+
+    def values(text: str) -> list[Any]:
+        return [what(word) for word in text.split(",")]
+
+    values.__name__ = f"list of {what.__name__}"  # argparse's word where a value is wrong
+    parser.add_argument(flag, type=values, action="extend", default=[], **more)
 
 
 def _cell_flags(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +157,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return cells.run(
         cell, arguments.out, timeout_minutes=arguments.timeout, attempt=arguments.attempt,
         attempts=arguments.attempts, threads=arguments.threads, force=arguments.force,
-        export=arguments.export,
+        limit=arguments.limit_mb * 2**20 or None, export=arguments.export,
     )  # fmt: skip
 
 
@@ -169,20 +188,41 @@ def _validate(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    given = (arguments.model, arguments.method, arguments.batch, arguments.seq)
+    if max(map(len, given)) > 1:
+        _sweep(arguments)
+        return
     from leantune import cards, predict
 
+    arguments.model, arguments.method, arguments.batch, arguments.seq = (next(iter(v), None) for v in given)
     words: dict[str, Any] = {
         "task": arguments.task, "batch": arguments.batch, "length": arguments.seq, "head": arguments.head,
         "dtype": arguments.dtype, "settings": plan.parse_settings(arguments.settings),
     }  # fmt: skip
     if arguments.under:
-        given = {key: value for key, value in words.items() if value is not None}
+        words = {key: value for key, value in words.items() if value is not None}
         budget = cards.parse_bytes(arguments.under)
-        found = predict.largest_shapes(budget, arguments.model, arguments.method, **given)
+        found = predict.largest_shapes(budget, arguments.model, arguments.method, **words)
         print(json.dumps(found) if arguments.json else predict.describe_shapes(found))
         return
     result = predict.predict_names(arguments.model, arguments.method, **words)
     print(json.dumps(result) if arguments.json else predict.describe(result))
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    if arguments.under:
+        raise BadInput("--under searches for one model, method, batch and length; give one of each")
+    asked = sweep.asks(
+        arguments.model, arguments.method, arguments.batch, arguments.seq,
+        settings=plan.parse_settings(arguments.settings), task=arguments.task, head=arguments.head,
+        dtype=arguments.dtype,
+    )  # fmt: skip
+    rows = []
+    with sweep.progress(len(asked)) as told:
+        for ask in asked:
+            rows.append(sweep.answer(ask))
+            told(rows[-1])
+    print(json.dumps(rows) if arguments.json else sweep.describe(rows))
 
 
 def _configured(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
@@ -199,6 +239,13 @@ def _tables(arguments: argparse.Namespace) -> None:
         tables.update_readme(arguments.readme, tables.markdown_leaderboard(rows))
 
 
+def _footprint(arguments: argparse.Namespace) -> None:
+    from leantune import footprint
+
+    config, output = _configured(arguments)
+    footprint.write(output, footprint.expand(config))
+
+
 def _gate(arguments: argparse.Namespace) -> int:
     from leantune import tables
 
@@ -211,10 +258,11 @@ def _gate(arguments: argparse.Namespace) -> int:
 
 
 def _publish(arguments: argparse.Namespace) -> None:
-    from leantune import tables
+    from leantune import footprint, tables
 
     config, output = _configured(arguments)
     tables.publish(output, arguments.to, plan.expand(config))
+    footprint.publish(output, arguments.to)
 
 
 def _rerun(arguments: argparse.Namespace) -> None:

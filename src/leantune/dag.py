@@ -10,7 +10,7 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from leantune import plan
+from leantune import footprint, plan
 from leantune.errors import BadInput
 from leantune.record import write_json
 
@@ -35,6 +35,7 @@ class Jobs:
         try:
             self.config = plan.load_config(config)
             self._jobs = {_name(cell): _job(cell) for cell in plan.expand(self.config)}
+            self.footprint = footprint.digest(footprint.expand(self.config))
         except BadInput as error:
             raise WorkflowError(str(error)) from None  # printed as one sentence, without a traceback
 

@@ -26,6 +26,14 @@ class DoesNotFit(Exception):
     """The need is more than this machine can ever give: the cell is `oom`, reason `predicted`."""
 
 
+def check(need: int, capacity: int, limit: int | None = None, of: str = "memory") -> None:
+    """Raise DoesNotFit where `need` bytes are more than the device has or the run is allowed (`limit`)."""
+    if limit is not None and need > limit:
+        raise DoesNotFit(f"needs {need / GIB:.2f} GiB of {of}, the limit is {limit / GIB:.2f} GiB")
+    if need > capacity:
+        raise DoesNotFit(f"needs {need / GIB:.1f} GiB of {of}, this machine has {capacity / GIB:.1f} GiB")
+
+
 class Memory(NamedTuple):
     """Bytes of the machine, or of the control group if that allows less."""
 
@@ -97,6 +105,7 @@ def memory_lease(
     need: int,
     wait_message: Callable[[str], None] | None = None,
     *,
+    limit: int | None = None,
     folder: Path | None = None,
     memory: Callable[[], Memory] = machine_memory,
     poll_seconds: float = 0.5,
@@ -105,14 +114,12 @@ def memory_lease(
     """Hold `need` bytes of this machine while the body runs, waiting for other holders first.
 
     `wait_message` is called once, with a sentence, when the lease has to wait. Raises DoesNotFit when `need`
-    is above the machine's total, or when no other lease is left and the memory still did not become
+    is above the machine's total or above `limit` (bytes that one cell may use), or when no other lease is left and the memory still did not become
     available within `patience_seconds` (then programs outside the suite hold it).
     """
     folder = folder or lease_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    total = memory().total
-    if need > total:
-        raise DoesNotFit(f"needs {need / GIB:.1f} GiB of memory, this machine has {total / GIB:.1f} GiB")
+    check(need, memory().total, limit)
     path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.lease"
     alone_since: float | None = None
     waited = False

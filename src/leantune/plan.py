@@ -188,6 +188,7 @@ def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
         "device": "auto",
         "allowed_statuses": ["ok", "unsupported"],
         "timeout_minutes": 60,
+        "footprint": [],
     }
     return {**defaults, **given}
 

@@ -70,7 +70,8 @@ def predict_names(
     dtype: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `leantune predict` prints, keys as in the documentation. Raises BadInput naming the wrong word.
+    """What `leantune predict` prints, keys as in the documentation. Raises BadInput naming the wrong word,
+    Unsupported for a stack that the model or the kind of task does not do.
 
     `dtype` is that of the weights (and so of everything): bf16 is pure bf16, not autocast. Without it a task's
     own training is predicted (fp32 weights, under bf16 autocast where the task says so), else fp32.
@@ -92,6 +93,9 @@ def predict_names(
     parts = registry.parse_stack(method, kind, settings)
     if parts[0].slot == "control":
         raise BadInput(f"'{method}' is a control without a model; there is nothing to predict")
+    reason = registry.unsupported_reason(parts, plugin, kind)
+    if reason is not None:
+        raise Unsupported(reason)
     stack = Stack(parts)
     ctx = Context(
         kind=kind, family=plugin.spec["family"], steps=STEPS, head_lr=training["head_lr"], seed=0, device="cpu",
@@ -131,6 +135,7 @@ def predict_names(
         "flops_per_step": reading["flops_per_step"],
         "fallback": reading["fallback"],  # why real tensors were needed, or null
         "seconds": round(time.perf_counter() - started, 2),
+        "kind": kind,
     }
 
 

@@ -64,6 +64,11 @@ class Part:
     def slot(self) -> str:
         return str(self.plugin.spec["slot"])
 
+    @property
+    def source(self) -> str | None:
+        """Where the values of the point are from, as its method.yaml says; None without a point."""
+        return self.plugin.spec.get("sources", {}).get(self.point)
+
 
 # ------------------------------------------------------------------ where plugins are
 
@@ -111,6 +116,9 @@ def _load(kind: str, file: Path) -> Plugin:
     name = file.stem if kind == "models" else file.parent.name
     if spec["name"] != name:
         raise BadInput(f"{file}: key 'name' is '{spec['name']}' but the folder or file is called '{name}'")
+    unknown = set(spec.get("sources", ())) - set(spec.get("points", ())) if kind == "methods" else set()
+    if unknown:
+        raise BadInput(f"{file}: key 'sources' names '{min(unknown)}', which is none of its points")
     return Plugin(kind, name, file, spec)
 
 
@@ -226,18 +234,21 @@ def stack_name(parts: tuple[Part, ...]) -> str:
     return "+".join(n for n in names if n != "full" or len(names) == 1)
 
 
-def unsupported_reason(parts: tuple[Part, ...], model: Plugin, task: Plugin, device: str) -> str | None:
-    """Why this stack cannot run on this model, task and device; None where nothing speaks against it."""
-    if parts[0].slot != "control" and task.spec["kind"] not in model.spec["kinds"]:
-        return f"model '{model.name}' does not do {task.spec['kind']}; it does {', '.join(model.spec['kinds'])}"
+def unsupported_reason(parts: tuple[Part, ...], model: Plugin, kind: str, device: str | None = None) -> str | None:
+    """Why this stack cannot run on this model, kind of task and device; None where nothing speaks against it.
+
+    Without a device (a prediction) only model and kind are looked at.
+    """
+    if parts[0].slot != "control" and kind not in model.spec["kinds"]:
+        return f"model '{model.name}' does not do {kind}; it does {', '.join(model.spec['kinds'])}"
     for part in parts:
         spec = merged_spec(part.plugin)
         if "disabled" in spec:
             return f"method '{part.plugin.name}' is disabled: {spec['disabled']}"
         supports = spec.get("supports", {})
-        facts = {"families": model.spec["family"], "tasks": task.spec["kind"], "devices": device}
+        facts = {"families": model.spec["family"], "tasks": kind, "devices": device}
         for key, value in facts.items():
-            if part.slot == "control" and key == "families":
+            if value is None or (part.slot == "control" and key == "families"):
                 continue
             if key in supports and value not in supports[key]:
                 return f"method '{part.plugin.name}' supports {key} {', '.join(supports[key])}; this is {value}"

@@ -62,6 +62,7 @@ CELLS = {
     "command": "provenance.command",
 }
 CELL_COLUMNS = ["key", "model", "task", "method", "seed", "trial", "status", *[c for c in CELLS if c != "key"]]
+CELL_COLUMNS.insert(CELL_COLUMNS.index("predicted_peak_bytes") + 1, "measured_over_predicted")
 LEADERBOARD_COLUMNS = [
     *["key", "model", "task", "method", "status", "seeds", "tier"],
     *["quality_metric", "quality_mean", "quality_low", "quality_high"],
@@ -70,7 +71,7 @@ LEADERBOARD_COLUMNS = [
     *["trainable_parameters", "checkpoint_bytes", "deployed_parameters", "inference_tokens_per_second"],
     # The columns above are relied on by others; new ones go below.
     *["higher_is_better", "tier_from", "failed_seeds", "train_seconds_total", "attach_seconds_cold"],
-    *["seconds_to_target", "deployed_bytes", "inference_peak_bytes"],
+    *["seconds_to_target", "deployed_bytes", "inference_peak_bytes", "measured_over_predicted"],
 ]
 FAILURE_COLUMNS = ["status", "key", "model", "task", "method", "seed", "trial", "phase", "reason", "file"]
 
@@ -91,6 +92,15 @@ def value(record: Record, path: str) -> Any:
     for name in path.split("."):
         found = found.get(name) if isinstance(found, Mapping) else None
     return found
+
+
+def measured_over_predicted(record: Record) -> float | None:
+    """The peak that was measured over the one predicted before the cell started, of the same kind: CUDA's allocated
+    bytes over the simulated allocator's, else the attached model's exact bytes over the declared one's."""
+    on_gpu = value(record, "memory.cuda.allocated_peak_bytes")
+    measured = on_gpu or value(record, "memory.tensors.peak_bytes")
+    predicted = value(record, f"memory.predicted.{'allocated' if on_gpu else 'peak'}_bytes")
+    return measured / predicted if measured and predicted else None
 
 
 def _place(record: Record) -> str:
@@ -129,6 +139,7 @@ def cells(entries: Sequence[Entry]) -> list[Row]:
             continue
         cell = entry.record["cell"]
         row = {column: value(entry.record, path) for column, path in CELLS.items()}
+        row["measured_over_predicted"] = measured_over_predicted(entry.record)
         names = {"model": cell["model"], "task": cell["task"], "method": cell["method"]}
         rows.append({**row, **names, "seed": cell["seed"], "trial": cell["trial"], "status": entry.status})
     return sorted(rows, key=_order)
@@ -243,6 +254,7 @@ def _aggregate(records: Sequence[Record]) -> Row:
         "deployed_bytes": reduced("size.deployed_bytes", max),
         "inference_tokens_per_second": reduced("inference.tokens_per_second", statistics.median),
         "inference_peak_bytes": reduced("inference.peak_bytes", max),
+        "measured_over_predicted": max(filter(None, map(measured_over_predicted, records)), default=None),
     }
 
 

@@ -31,12 +31,14 @@ from leantune.rows import (
 
 __all__ = [
     "compare_published",
+    "csv_text",
     "markdown_leaderboard",
     "not_allowed",
     "publish",
     "remove",
     "update_readme",
     "write_tables",
+    "write_text",
 ]
 
 
@@ -51,9 +53,9 @@ def write_tables(output: Path, expected: Iterable[plan.Cell] = ()) -> list[Row]:
         if entry.status == "damaged":
             print(f"warning: damaged record: {entry.problem}", file=sys.stderr)
     rows = leaderboard(entries)
-    _write(output / "tables" / "cells.csv", csv_text(cells(entries), CELL_COLUMNS))
-    _write(output / "tables" / "leaderboard.csv", csv_text(rows, LEADERBOARD_COLUMNS))
-    _write(output / "tables" / "failures.csv", csv_text(failures(entries), FAILURE_COLUMNS))
+    write_text(output / "tables" / "cells.csv", csv_text(cells(entries), CELL_COLUMNS))
+    write_text(output / "tables" / "leaderboard.csv", csv_text(rows, LEADERBOARD_COLUMNS))
+    write_text(output / "tables" / "failures.csv", csv_text(failures(entries), FAILURE_COLUMNS))
     return rows
 
 
@@ -154,7 +156,8 @@ def _text(cell: Any) -> str:
     return f"{cell:.8g}" if isinstance(cell, float) and not cell.is_integer() else str(cell)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file and its folder. Raises BadInput naming the file where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from leantune import cards, lease, loading, metrics, models, plan, predict, record, sources
 from leantune import data as datasets_
-from leantune import lease, loading, metrics, models, plan, predict, record, sources
 from leantune.api import Batch, Context, Data, is_head, mark_head
 from leantune.errors import BadInput, Diverged, Unsupported
 from leantune.evaluate import Inference, predict_split
@@ -39,14 +39,15 @@ from leantune.train import Schedule, Training, Watch, train
 
 
 def run_cell(
-    cell: plan.Cell, folder: Path, phases: Phases, force: bool, export: str | None, terminal: bool
+    cell: plan.Cell, folder: Path, phases: Phases, force: bool, limit: int | None, export: str | None, terminal: bool
 ) -> dict[str, Any]:
     """Run one cell; returns the parts of the record that the worker knows.
 
-    `force` starts it even where it is predicted not to fit; `export` is a folder that gets the trained model;
+    A cell that is predicted not to fit, or to need more than `limit` bytes, is not started (status `oom`) unless
+    `force` says so; `export` is a folder that gets the trained model;
     `terminal` says that a person watches.
 
-    Raises BadInput, Unsupported, Diverged, lease.DoesNotFit or an out-of-memory error.
+    Raises BadInput, Unsupported, Diverged or an out-of-memory error.
     """
     stack = Stack(cell.parts)
     if stack.control is not None:
@@ -74,9 +75,13 @@ def run_cell(
     with phases("predict"):
         predicted = predict.predict_cell(spec, stack, probe, labels)
     with contextlib.ExitStack() as held:
-        if not force and predicted["peak_bytes"] is not None and cell.device == "cpu":
-            with phases("wait"):
-                held.enter_context(lease.memory_lease(lease.need_bytes(predicted["peak_bytes"]), _say))
+        if not force and predicted["peak_bytes"] is not None:
+            try:
+                with phases("wait"):
+                    _admit(cell, predicted, limit, held)
+            except lease.DoesNotFit as error:
+                refused = {"status": "oom", "phase": "wait", "reason": f"predicted: {error}"}
+                return {**refused, "memory": _predicted_only(predicted), "samples": samples}
         with phases("load"):
             model = models.load_model(spec, kind, labels, cell.seed)
             mark_head(model, kind)
@@ -116,6 +121,15 @@ def run_cell(
     }
     result["memory"] = _memory(cell, tensors, watch.readings, phases, predicted)
     return {**result, "time": _time(outcome, phases), "details": ctx.details, "samples": samples}
+
+
+def _admit(cell: plan.Cell, predicted: dict[str, Any], limit: int | None, held: contextlib.ExitStack) -> None:
+    """Lease the cell's memory until `held` closes. Raises lease.DoesNotFit where it cannot fit."""
+    if cell.device == "cuda":
+        capacity = torch.cuda.get_device_properties(0).total_memory
+        lease.check(predicted["reserved_bytes"] + cards.CONTEXT_BYTES, capacity, limit, "GPU memory")
+    else:
+        held.enter_context(lease.memory_lease(lease.need_bytes(predicted["peak_bytes"]), _say, limit=limit))
 
 
 def _train(
@@ -214,6 +228,13 @@ def _memory(
     }  # fmt: skip
 
 
+def _predicted_only(predicted: dict[str, Any]) -> dict[str, Any]:
+    """The memory of a cell that was not started."""
+    peak = predicted["peak_bytes"]
+    figures = {"peak_bytes": peak, "peak_source": "predicted", "mean_peak_bytes": None}
+    return {**figures, "tensors": None, "cuda": None, "host": None, "predicted": predicted}
+
+
 def _time(outcome: Training, phases: Phases) -> dict[str, Any]:
     steady = sorted(outcome.step_seconds[2:] or outcome.step_seconds)  # two warm-up steps
     return {
@@ -271,8 +292,6 @@ def main() -> int:
         result = {"status": "ok", **run_cell(plan.resolve(**job["cell"]), folder, phases, **job["options"])}
     except BadInput as error:
         result = {"status": "bad_input", "reason": str(error)}
-    except lease.DoesNotFit as error:
-        result = {"status": "oom", "reason": f"predicted: {error}"}
     except Unsupported as error:
         result = {"status": "unsupported", "reason": str(error)}
     except Diverged as error:
@@ -282,7 +301,7 @@ def main() -> int:
             raise
         result = {"status": "oom", "reason": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
     if result["status"] != "ok":
-        result["phase"] = phases.current
+        result.setdefault("phase", phases.current)
     record.write_json(folder / "result.json", result)
     return 0
 
