@@ -1,5 +1,6 @@
 # make bench     set up, then reproduce the embedded default (ARGS="--configfile config/full.yaml" for more)
 # make test      set up, then run the tests
+# make oracle-test  tests against references that need older libraries, in an environment of their own
 # make smoke     tiny cells of every kind through the whole DAG
 # make lint      style, types, workflow and plugin files
 # make benchmarks  speed against peers in the same run
@@ -8,8 +9,9 @@ PYTHON ?= python3
 CONFIG ?= runs/default/config.json
 BIN := .venv/bin
 READY := .venv/.ready
+ORACLE := .venv-oracle/.ready
 
-.PHONY: setup bench test test-slow smoke lint publish benchmarks
+.PHONY: setup bench test test-slow oracle-test smoke lint publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -22,6 +24,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+oracle-test: $(READY) $(ORACLE)
+	$(BIN)/python -m pytest -m oracle_env $(ARGS)
 
 # Speed against peers, rounds interleaved; wants an idle machine.
 benchmarks: $(READY)
@@ -51,4 +56,10 @@ $(READY): envs/lock.txt pyproject.toml
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/lock.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# transformers 4.57 and the references that need it; tests start it as another process.
+$(ORACLE): envs/oracle.txt | $(READY)
+	$(PYTHON) -m venv --clear .venv-oracle
+	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check -r envs/oracle.txt
 	touch $@

@@ -48,7 +48,11 @@ def test_counts_on_meta_models(tmp_path: Path, name: str) -> None:
     _, family, _, everything, query_value, all_six, biases = COUNTS[name]
     model = on_meta(name)
     assert sum(p.numel() for p in model.parameters()) == everything
-    for plugin, expected in (("bitfit", biases), ("lora", query_value), ("lora@all", all_six)):
+    svfit = (query_value // 16, 3 * query_value // 16)  # query and value; all six
+    expectations = {
+        "bitfit": biases, "lora": query_value, "lora@all": all_six, "svfit": svfit[0], "svfit@linears": svfit[1],
+    }  # fmt: skip
+    for plugin, expected in expectations.items():
         model = on_meta(name)
         method(plugin).attach(model, None, small_context(tmp_path, family, probe=True))
         assert trainable(model) == expected, plugin

@@ -9,6 +9,7 @@ import tomllib
 
 import pytest
 import yaml
+from oracle_env import interpreter
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -20,12 +21,29 @@ PINS = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_every_line_of_the_lock_is_one_exact_public_version():
-    assert len(PINS) == len(LOCK)
-    for line in LOCK:
+ORACLE = (ROOT / "envs" / "oracle.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("lock", [LOCK, ORACLE], ids=["lock", "oracle"])
+def test_every_line_of_the_lock_is_one_exact_public_version(lock):
+    assert len({canonicalize_name(line.partition("==")[0]) for line in lock}) == len(lock)
+    for line in lock:
         # No build tag either: the same lock takes torch's CPU and CUDA wheels.
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line), line
-    assert LOCK[0] == "torch==2.13.0"
+    assert lock[0] == "torch==2.13.0"  # the same in both: only the models' code differs
+
+
+def test_the_references_environment_has_the_references():
+    pins = dict(line.split("==") for line in ORACLE)
+    assert pins["transformers"].startswith("4.57.")
+    assert pins["adapters"] == "1.3.0"
+    assert pins["transformer-smaller-training-vocab"] == "0.4.2"
+    assert pins["came-pytorch"] == "0.1.2"
+
+
+def test_a_missing_references_environment_is_named(tmp_path):
+    with pytest.raises(pytest.fail.Exception, match=r"\.venv-oracle.* is missing; `make oracle-test` creates"):
+        interpreter(tmp_path)
 
 
 def _wanted():

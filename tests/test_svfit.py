@@ -260,6 +260,24 @@ def test_sigma_is_never_decayed_and_the_head_has_the_tasks_rate(tmp_path: Path) 
     assert all(torch.equal(layer.sigma, layer.S) for layer in layers_of(model))
 
 
+def test_the_usual_decay_would_shrink_sigma_to_0_88_in_250_steps() -> None:
+    """Why it is never decayed: at its rate of 5e-2, AdamW's 0.01."""
+    layer = adapted(nn.Linear(6, 6), 6)
+    optimizer = torch.optim.AdamW([layer.sigma], lr=5e-2, weight_decay=0.01)
+    for _ in range(250):
+        layer.sigma.grad = torch.zeros_like(layer.sigma)
+        optimizer.step()
+    torch.testing.assert_close(layer.sigma / layer.S, torch.full_like(layer.S, 0.88), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("rank", [64, 384])
+def test_weight_memory_rises_by_2_r_over_d(rank: int) -> None:
+    base = nn.Linear(384, 384, bias=False, device="meta")
+    layer = adapted(base, rank)
+    added = sum(t.numel() for t in layer.buffers() if t.dim() == 2)
+    assert added / base.weight.numel() == pytest.approx(2 * rank / 384)
+
+
 def test_vectors_are_buffers_outside_the_checkpoint_and_the_weight_stays_visible() -> None:
     base = nn.Linear(4, 6)
     layer = adapted(base, 3)

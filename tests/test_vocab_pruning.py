@@ -187,7 +187,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+@pytest.mark.parametrize("family", CLASSIFIERS)
 def test_twenty_steps_with_dropout_are_bit_equal_to_the_full_run(family: str, optimizer: str, tmp_path: Path) -> None:
     full, pruned = make(family), make(family)
     untouched = state(full)

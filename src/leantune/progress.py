@@ -80,4 +80,9 @@ class Intervals(Progress):
 
     def changed(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         reading = self.probe(model)
-        self.readings.append({"step": step, "peak_bytes": reading["peak_bytes"], "by_kind": reading["by_kind"]})
+        self.readings.append({"step": step, **interval(reading)})
+
+
+def interval(reading: dict[str, Any]) -> dict[str, Any]:
+    """Of a probe's reading, what is told for each part of a run between two changes."""
+    return {name: reading[name] for name in ("peak_bytes", "by_kind", "flops_per_step")}

@@ -33,7 +33,7 @@ from leantune.api import Batch, Context, Data, is_head, mark_head
 from leantune.errors import BadInput, Diverged, Unsupported
 from leantune.evaluate import Inference, predict_split
 from leantune.probe import Probe
-from leantune.progress import Intervals, Phases
+from leantune.progress import Intervals, Phases, interval
 from leantune.stack import Stack, context_cache
 from leantune.train import Schedule, Training, Watch, train
 
@@ -215,7 +215,7 @@ def _memory(
 ) -> dict[str, Any]:
     """The headline is CUDA's allocated peak on a GPU, elsewhere the exact peak with the CUDA path simulated."""
     cuda = phases.cuda.result()
-    intervals = [{"step": 0, "peak_bytes": tensors["peak_bytes"], "by_kind": tensors["by_kind"]}, *readings]
+    intervals = [{"step": 0, **interval(tensors)}, *readings]
     ends = [r["step"] for r in intervals[1:]] + [cell.training["steps"]]
     weighted = sum(r["peak_bytes"] * (end - r["step"]) for r, end in zip(intervals, ends, strict=True))
     headline = max(r["peak_bytes"] for r in intervals)
