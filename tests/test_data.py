@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from leantune import models, registry
-from leantune.data import Collate, batches, load_data, longest_batch_shape, sample_hash
+from leantune.data import Collate, batches, load_data, load_rows, longest_batch_shape, sample_hash
 from leantune.errors import BadInput
 from leantune.splits import split_rows
 from leantune.tabfiles import read_tab
@@ -250,6 +250,34 @@ def test_masked_labels():
     assert torch.equal(shown[~chosen], original[~chosen])
     assert (shown[chosen] == 3).float().mean().item() == pytest.approx(0.8, abs=0.04)
     assert (shown[chosen] == original[chosen]).float().mean().item() == pytest.approx(0.1, abs=0.03)
+
+
+def test_evaluation_asks_the_same_questions_and_training_others(corpus):
+    data = load_data({**corpus, "kind": "masked_lm", "splits": {"train": 20, "validation": 5, "test": 30}}, words(), 50)
+    first, again = (list(batches(data.test, data.collate, 8)) for _ in range(2))
+    assert [len(b["input_ids"]) for b in first] == [8, 8, 8, 6]
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a["labels"], b["labels"])
+        assert torch.equal(a["input_ids"], b["input_ids"])
+    steps = list(batches(data.train, data.collate, 10, 4, 0, True))  # two epochs
+    masks = {batch["labels"].ne(-100).numpy().tobytes() for batch in steps}
+    assert len(masks) == 4
+
+
+def test_a_loader_of_another_task_gives_the_same_texts_and_is_part_of_the_hash(monkeypatch, tmp_path):
+    folder = tmp_path / "tasks" / "borrowed"
+    folder.mkdir(parents=True)
+    text = (registry.get("tasks", "pretrain-mlm").file).read_text().replace("name: pretrain-mlm", "name: borrowed")
+    (folder / "task.yaml").write_text(text)
+    monkeypatch.setenv("LEANTUNE_PLUGINS", str(tmp_path))
+    borrowed, owner = registry.get("tasks", "borrowed"), registry.get("tasks", "pretrain")
+    assert load_rows({**borrowed.spec, "folder": folder}) == load_rows(real("pretrain"))
+    assert registry.loader_folder(borrowed.spec, folder) == owner.folder
+    before = registry.task_hash(borrowed, {})
+    (folder / "task.yaml").write_text(text.replace("loader: pretrain", "loader: tales"))
+    registry._load.cache_clear()
+    assert registry.task_hash(registry.get("tasks", "borrowed"), {}) != before
+    registry._load.cache_clear()
 
 
 def ids_of(split, **how):

@@ -27,6 +27,18 @@ def test_a_language_models_predictions_are_its_summed_losses():
     assert sum(losses) / sum(tokens) == pytest.approx(mean, rel=1e-5)
 
 
+def test_a_masked_models_predictions_are_its_summed_losses_at_masked_positions():
+    model = small_model("bert", "masked_lm").eval()
+    (batch,) = batches([3])
+    batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    for row, column in ((0, 1), (0, 3), (2, 0)):
+        batch["labels"][row, column] = batch["input_ids"][row, column]
+    losses, tokens = predict_split(model, [batch], "masked_lm", "cpu", "fp32")
+    assert tokens == [2.0, 0.0, 1.0]
+    assert losses[1] == 0.0
+    assert sum(losses) / sum(tokens) == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+
+
 def test_watching_the_passes_changes_no_prediction_and_gives_their_speed_and_peak():
     model = small_model("bert").eval()
     plain = predict_split(model, batches([4, 4, 4, 2]), "classification", "cpu", "fp32")

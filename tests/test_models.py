@@ -123,6 +123,19 @@ def test_mini_gpt_is_drawn_from_its_seed():
     assert sum(p.numel() for p in made[0].parameters()) == spec("mini-gpt")["parameters"]
 
 
+def test_mini_bert_is_drawn_from_its_seed_and_framed_as_bert_is():
+    model = load_model(spec("mini-bert"), "masked_lm", seed=0)
+    assert sum(p.numel() for p in model.parameters()) == spec("mini-bert")["parameters"]
+    assert shapes(model) == shapes(empty_model(spec("mini-bert"), "masked_lm"))
+    tokenizer = load_tokenizer(spec("mini-bert"))
+    assert len(tokenizer) == 2048
+    names = ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    assert [getattr(tokenizer, name) for name in names] == [0, 1, 2, 3]
+    ids = tokenizer("Once upon a time")["input_ids"]
+    assert (ids[0], ids[-1]) == (1, 2)
+    assert tokenizer.decode(ids[1:-1]) == "Once upon a time"
+
+
 def test_mini_gpt_tokenizer_round_trip():
     tokenizer = load_tokenizer(spec("mini-gpt"))
     assert len(tokenizer) == 2048

@@ -67,3 +67,12 @@ def test_a_config_expands_to_each_cell_once_and_controls_have_no_model():
     cells = plan.expand(plan.load_config({"cells": [block, block], "device": "cpu"}))
     assert [c.method for c in cells] == ["full", "tfidf"]
     assert "/none/sentiment/tfidf/" in cells[1].record_path
+
+
+def test_a_config_s_settings_reach_the_adaptation_that_an_optimizer_implies():
+    block = {"models": ["mini-gpt"], "tasks": ["pretrain"], "methods": ["came", "sm3"], "set": {"full.lr": 0.5}}
+    cells = plan.expand(plan.load_config({"cells": [block], "device": "cpu", "set": {"came.lr_scale": 0.25}}))
+    params = [{part.plugin.name: part.params for part in cell.parts} for cell in cells]
+    assert [p["full"]["lr"] for p in params] == [0.5, 0.5]
+    assert params[0]["came"]["lr_scale"] == 0.25
+    assert [cell.method for cell in cells] == ["came", "sm3"]

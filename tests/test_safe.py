@@ -256,6 +256,33 @@ def test_importance_is_one_minus_cka_of_the_adapters_output_and_input(tmp_path: 
     assert max(values.values()) > 0.1
 
 
+def test_a_bf16_probe_sees_what_bf16_training_sees_and_compares_it_in_fp32(tmp_path: Path) -> None:
+    data, ctx = small_data(tmp_path), small_context(tmp_path, dtype="bf16")
+    model, plugin = small_model(), method("safe", tau=0.0)
+    plugin.attach(model, data, ctx)
+    stir(model)
+    before, after, seen = {}, {}, set()
+    mask = plugin.probe["attention_mask"].bool()
+    hooks = []
+    for i, a in enumerate(adapters(model)):
+        hooks.append(a.base.register_forward_hook(lambda _m, _i, out, i=i: before.__setitem__(i, out[mask])))
+        hooks.append(a.register_forward_hook(lambda _m, _i, out, i=i: after.__setitem__(i, out[mask])))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model.eval()(**plugin.probe)
+    for hook in hooks:
+        hook.remove()
+    adapters(model)[0].base.register_forward_hook(lambda _m, _i, out: seen.add(out.dtype))
+    optimizer = plugin.optimizer(plugin.parameter_groups(model, ctx), ctx)
+    plugin.on_progress(model, optimizer, 0.5, ctx)
+    assert before[0].dtype == after[0].dtype == torch.bfloat16
+    assert seen == {torch.bfloat16}
+    expected = {i: 1 - cka(after[i], before[i]) for i in range(8)}
+    assert dict(enumerate(ctx.details["checks"][-1]["importance"])) == pytest.approx(expected, abs=1e-6)
+    exact = importances(model, plugin.probe)
+    assert exact != expected
+    assert exact == pytest.approx(expected, rel=0.05, abs=1e-4)
+
+
 def test_a_probe_leaves_training_undisturbed(tmp_path: Path) -> None:
     data, model = small_data(tmp_path), small_model()
     method("safe").attach(model, data, small_context(tmp_path))

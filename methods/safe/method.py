@@ -49,7 +49,7 @@ class Safe(AdapterTuning):
             return None
         found = adapters(model)
         threshold = self.threshold(progress)
-        importance = importances(model, self.probe)
+        importance = importances(model, self.probe, ctx.dtype)
         doomed = [i for i, value in importance.items() if value < threshold]
         if doomed and len(doomed) == len(importance) and not _has_head(model):
             doomed.remove(max(doomed, key=importance.__getitem__))  # something must go on learning
@@ -67,8 +67,11 @@ class Safe(AdapterTuning):
         return Change(model) if doomed else None
 
 
-def importances(model: nn.Module, probe: Batch) -> dict[int, float]:
-    """1 - CKA(after, before) on the probe's real tokens, for every adapter that still learns, by its index."""
+def importances(model: nn.Module, probe: Batch, dtype: str = "fp32") -> dict[int, float]:
+    """1 - CKA(after, before) on the probe's real tokens, for every adapter that still learns, by its index.
+
+    With `dtype` bf16 the activations are those of training, under autocast; their similarity is computed in fp32.
+    """
     found = adapters(model)
     device = found[0].down.weight.device
     mask = _token_mask(probe).to(device)
@@ -76,13 +79,16 @@ def importances(model: nn.Module, probe: Batch) -> dict[int, float]:
 
     def measure(index: int, _base: nn.Module, _inputs: object, output: Tensor) -> None:
         before = output[mask]
-        values[index] = max(0.0, 1 - cka(before, found[index].bottlenecked(before)))
+        after = found[index].bottlenecked(before)
+        with torch.autocast(device.type, enabled=False):
+            values[index] = max(0.0, 1 - cka(before, after))
 
     hooks = [a.base.register_forward_hook(partial(measure, i)) for i, a in enumerate(found) if _learns(a)]
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16")
     body = getattr(model, model.base_model_prefix, model)  # the head, and an LM's logits, are not needed
     try:
         if hooks:
-            with torch.no_grad(), _evaluating(model), torch.autocast(device.type, enabled=False):
+            with torch.no_grad(), _evaluating(model), precision:
                 body(**{k: v.to(device) for k, v in probe.items()})
     finally:
         for hook in hooks:

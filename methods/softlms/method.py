@@ -91,7 +91,7 @@ class SoftLMs(Method):
             alphas, values = [m.alpha for m in soft_layers.values()], [m.S for m in soft_layers.values()]
             alpha_lr = self.params["alpha_reach"] / (self.params["stage1"] * ctx.steps)
             groups = [
-                {"params": alphas, "lr": alpha_lr, "weight_decay": 0.0},
+                {"params": alphas, "lr": alpha_lr, "weight_decay": 0.0, "own_rate": True},
                 {"params": values, "lr": self.params["values_lr"], "weight_decay": 0.0},
             ]
         else:

@@ -138,5 +138,8 @@ def freeze_body(model: nn.Module) -> None:
 
 
 def scale_rates(groups: Groups, factor: float) -> Groups:
-    """The same groups with every learning rate, the head's included, times `factor` (CAME's runs hotter)."""
-    return [{**g, "lr": g["lr"] * factor} for g in groups]
+    """The same groups with every learning rate, the head's included, times `factor` (CAME's runs hotter).
+
+    A group with `own_rate` keeps its rate: it follows from how far its parameters must get, whatever the optimizer.
+    """
+    return [g if g.get("own_rate") else {**g, "lr": g["lr"] * factor} for g in groups]

@@ -66,6 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--export", type=Path, metavar="FOLDER", help="save the trained model here")
     run.set_defaults(action=_run)
 
+    tune = commands.add_parser("tune", help="run a cell for each of several settings, scored on the validation split")
+    _cell_flags(tune)
+    tune.add_argument("--search", action="append", default=[], metavar="METHOD.PARAM=V,V,...",
+                      help="values to try; default: those under `search:` of the method's yaml")  # fmt: skip
+    tune.add_argument("--output", type=Path, default=Path("runs/default"), help="the run's folder (runs/default)")
+    tune.add_argument("--timeout", type=float, default=60.0, metavar="MINUTES", help="end a trial after this (60)")
+    tune.set_defaults(action=_tune)
+
     predict = commands.add_parser("predict", help="peak memory of a method on a model, with no GPU and no weights")
     _list_flag(predict, "--model", str, required=True, help="one or more, comma-separated")
     _list_flag(predict, "--method", str, required=True, metavar="STACK[@POINT]", help="one or more, comma-separated")
@@ -140,7 +148,7 @@ def _cell_flags(parser: argparse.ArgumentParser) -> None:
                         help="METHOD.PARAM=VALUE or task.steps=VALUE")  # fmt: skip
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _settings_and_method(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     settings = plan.parse_settings(arguments.settings)
     for flag, key in (("batch", "batch"), ("seq", "length"), ("dtype", "dtype")):
         if getattr(arguments, flag) is not None:
@@ -150,6 +158,23 @@ def _run(arguments: argparse.Namespace) -> int:
         if "+" in method or "@" in method:
             raise BadInput("--point goes with a single method; in a stack write METHOD@POINT")
         method = f"{method}@{arguments.point}"
+    return settings, method
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from leantune import tune
+
+    settings, method = _settings_and_method(arguments)
+    grid = tune.parse_grid(arguments.search) or tune.default_grid(method)
+    cells_ = tune.trials(
+        arguments.model, arguments.task, method, grid, arguments.seed, arguments.device, settings
+    )  # fmt: skip
+    records = [tune.run(cell, arguments.output, arguments.timeout) for cell in cells_]
+    print(tune.describe(grid, cells_, records))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    settings, method = _settings_and_method(arguments)
     cell = plan.resolve(
         arguments.model, arguments.task, method, arguments.seed,
         trial=arguments.trial, device=arguments.device, overrides=settings,

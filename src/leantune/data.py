@@ -1,8 +1,9 @@
 """A task's examples: fixed seeded subsets, tokenized once, and the batches that the loop asks for.
 
 Raw examples come from the `files:` of a task.yaml (tab-separated files with three header lines) or from the
-task's own `task.py`: `load(folder) -> {"all": Dataset}` or `{"train": Dataset, "test": Dataset}` with columns
-`text`, `label` and, where several examples come from one document that no two splits may share, `group`.
+task's own `task.py`, or that of the task which `loader:` names: `load(folder) -> {"all": Dataset}` or
+`{"train": Dataset, "test": Dataset}` with columns `text`, `label` and, where several examples come from one document
+that no two splits may share, `group`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from leantune.api import Batch, Data
 from leantune.errors import BadInput
+from leantune.registry import loader_folder
 from leantune.sources import fetch
 from leantune.splits import Rows, blocks_of, split_rows
 from leantune.tabfiles import read_tab
@@ -67,7 +69,7 @@ def load_rows(task: Mapping[str, Any]) -> dict[str, Rows]:
         files = {split: task["files"][split] for split in ("train", "test", "all") if split in task["files"]}
         columns = {column: task["files"][column] for column in ("text", "label") if column in task["files"]}
         return {split: read_tab(source / name, columns) for split, name in files.items()}
-    loaded = _own_loader(folder)(source)
+    loaded = _own_loader(loader_folder(task, folder))(source)
     return {split: rows.to_dict() for split, rows in loaded.items()}
 
 

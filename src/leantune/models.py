@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from torch import nn
 from transformers import (
@@ -41,12 +42,13 @@ _CLASSES: dict[str, Any] = {
     "causal_lm": AutoModelForCausalLM,
     "masked_lm": AutoModelForMaskedLM,
 }
+_MASKED_TOKENS = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _PROBLEM: dict[str, Any] = {"classification": "single_label_classification", "regression": "regression"}
 
 
 def load_tokenizer(spec: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the right; its pad token is the end token where it has none."""
-    folder = _bpe_folder(spec["architecture"]["vocab_size"]) if _from_scratch(spec) else _folder(spec)
+    folder = _bpe_folder(spec) if _from_scratch(spec) else _folder(spec)
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.pad_token is None:
@@ -147,12 +149,17 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _bpe_folder(vocabulary: int) -> Path:
-    """A byte-level BPE of `vocabulary` tokens made from the texts of the task `pretrain`, once."""
+def _bpe_folder(spec: Mapping[str, Any]) -> Path:
+    """A byte-level BPE of the model's vocabulary size, made from the texts of the task `pretrain`, once.
+
+    That of a masked model frames each text as BERT's does and pads with token 0; a decoder's has an end token only.
+    """
     from leantune import data, registry
 
     task = registry.get("tasks", "pretrain")
     texts = data.load_rows({**task.spec, "folder": task.folder})["all"]["text"]
+    vocabulary, masked = spec["architecture"]["vocab_size"], "masked_lm" in spec["kinds"]
+    names = dict(_MASKED_TOKENS) if masked else dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
 
     def build(folder: Path) -> None:
         made = Tokenizer(BPE())
@@ -160,16 +167,18 @@ def _bpe_folder(vocabulary: int) -> Path:
         made.decoder = ByteLevelDecoder()
         trainer = BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=["<|endoftext|>"],
+            special_tokens=list(dict.fromkeys(names.values())),
             initial_alphabet=ByteLevel.alphabet(),
             show_progress=False,
         )
         made.train_from_iterator(texts, trainer)
-        end = "<|endoftext|>"
-        PreTrainedTokenizerFast(tokenizer_object=made, bos_token=end, eos_token=end).save_pretrained(folder)
+        if masked:
+            ends = [(names[n], made.token_to_id(names[n])) for n in ("cls_token", "sep_token")]
+            made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+        PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(folder)
 
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    return entry(f"{digest}-bpe{vocabulary}", build)
+    return entry(f"{digest}-{'masked-' if masked else ''}bpe{vocabulary}", build)
 
 
 @contextmanager

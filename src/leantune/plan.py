@@ -166,7 +166,8 @@ def expand(config: Mapping[str, Any]) -> list[Cell]:
                 for method in block["methods"]:
                     for seed in block.get("seeds", config["seeds"]):
                         settings = {**config.get("set", {}), **block.get("set", {})}
-                        stacked = {w.partition("@")[0] for w in method.split("+")} | {"task"}
+                        parts = registry.parse_stack(method, registry.get("tasks", task).spec["kind"])
+                        stacked = {"task", *(part.plugin.name for part in parts)}  # `came` trains with `full`'s rate
                         mine = {k: v for k, v in settings.items() if k.partition(".")[0] in stacked}
                         cell = resolve(model, task, method, seed, device=config["device"], overrides=mine)
                         former = cells.setdefault(cell.record_path, cell)

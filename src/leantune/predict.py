@@ -196,10 +196,10 @@ def largest(size: Callable[[int], int], budget: int, limit: int | None = None) -
 
 
 def _default_kind(spec: Mapping[str, Any], head: str | None) -> str:
-    decoder = "causal_lm" in spec["kinds"]
+    kinds = spec["kinds"]
     if head == "pretraining":
-        return "causal_lm" if decoder else "masked_lm"
-    kind = KINDS[head] if head else ("causal_lm" if decoder else "classification")
+        return "causal_lm" if "causal_lm" in kinds else "masked_lm"
+    kind = KINDS[head] if head else next(k for k in ("causal_lm", "classification", "masked_lm") if k in kinds)
     if kind not in spec["kinds"]:
         raise BadInput(f"model '{spec['name']}' has no {head or kind} head; it does {', '.join(spec['kinds'])}")
     return kind

@@ -324,7 +324,13 @@ def task_hash(task: Plugin, settings: Mapping[str, Any]) -> str:
     """Hash of a task's data definition, loader code and resolved training settings."""
     keep = {k: task.spec[k] for k in ("kind", "source", "files", "labels", "metric") if k in task.spec}
     keep["metric"] = {k: v for k, v in keep["metric"].items() if k != "target"}
-    return _digest(json.dumps([keep, settings], sort_keys=True), _folder_code_hash(task.folder))
+    code = _folder_code_hash(loader_folder(task.spec, task.folder))
+    return _digest(json.dumps([keep, settings], sort_keys=True), code)
+
+
+def loader_folder(spec: Mapping[str, Any], folder: Path) -> Path:
+    """Where a task's task.py is: in its own folder, or in that of the task named by its key `loader`."""
+    return get("tasks", spec["loader"]).folder if "loader" in spec else folder
 
 
 def model_hash(model: Plugin) -> str:
