@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+if TYPE_CHECKING:  # its import registers leantune.loading, which needs this module
+    from transformers.modeling_utils import PreTrainedModel
 
 
 class FactoredLinear(nn.Module):
