@@ -163,11 +163,13 @@ def test_configfile_extends_and_every_cell_has_its_own_command(project):
         "set": {"task.steps": 2, "svfit.lr": 0.5},
     }
     extra.write_text(yaml.safe_dump({"cells": [block]}))
-    methods, text = project.planned("--printshellcmds", "--configfile", str(extra))
+    limit = ("--set-resources", "cell:limit_mb=8000")
+    methods, text = project.planned("--printshellcmds", *limit, "--configfile", str(extra))
     assert methods == ["svfit@r64+came"]
     command = next(line for line in text.splitlines() if "leantune run" in line)
     assert "--method svfit@r64+came --seed 3 --device cpu" in command
     assert "--set svfit.lr=0.5 --set task.steps=2" in command
+    assert "--limit-mb 8000" in command
     assert re.search(r"--out out/records/cpu-\S+-s2-\S+/minilm-l6/sentiment/svfit@r64\+came/3.json", command)
 
 

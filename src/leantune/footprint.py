@@ -27,7 +27,7 @@ FILE = Path("tables", "footprint.csv")  # below a run's folder, and below the pu
 KEY = ("model", "method", "kind", "batch", "seq", "dtype")
 KINDS = ("weights", "buffers", "gradients", "optimizer", "activations", "temporaries", "inputs")
 COLUMNS = [
-    *["model", "method", "point", "kind", "batch", "seq", "dtype", "status", "reason", "path"],
+    *["model", "method", "point", "kind", "batch", "seq", "dtype", "status", "reason", "path", "fallback"],
     *["peak_bytes", "peak_phase", "allocated_bytes", "reserved_bytes", "smallest_card"],
     *["optimizer_state_bytes", *(f"{kind}_bytes" for kind in KINDS)],
     *["total_parameters", "trainable_parameters", "head_parameters", "flops_per_step"],
