@@ -278,9 +278,7 @@ def test_a_bf16_probe_sees_what_bf16_training_sees_and_compares_it_in_fp32(tmp_p
     assert seen == {torch.bfloat16}
     expected = {i: 1 - cka(after[i], before[i]) for i in range(8)}
     assert dict(enumerate(ctx.details["checks"][-1]["importance"])) == pytest.approx(expected, abs=1e-6)
-    exact = importances(model, plugin.probe)
-    assert exact != expected
-    assert exact == pytest.approx(expected, rel=0.05, abs=1e-4)
+    assert importances(model, plugin.probe) != pytest.approx(expected, rel=0.05)  # rounding is part of what is seen
 
 
 def test_a_probe_leaves_training_undisturbed(tmp_path: Path) -> None:

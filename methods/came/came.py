@@ -1,7 +1,8 @@
 """CAME, confidence-guided adaptive memory-efficient optimization (arXiv 2307.02047, algorithm 2).
 
 The update is that of came-pytorch 0.1.3. Large matrices are stepped in blocks of rows that stay in the cache, so the
-step's scratch is two blocks, whatever the tensor's size; small tensors are batched with `torch._foreach_*`.
+step's scratch is one block (two for low-precision weights), whatever the tensor's size; small tensors are batched with
+`torch._foreach_*`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class CAME(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scratch: dict[tuple[torch.dtype, torch.device, int], tuple[Tensor, Tensor]] = {}
+        scratch: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
         predicted: set[tuple[Any, ...]] = set()  # without values, tensors of one shape allocate alike: one is enough
         for group in self.param_groups:
             small: dict[tuple[Any, ...], list[Tensor]] = {}
@@ -85,9 +86,10 @@ class CAME(torch.optim.Optimizer):
                 block = group["block"] or BLOCK.get(p.device.type, BLOCK["cpu"])
                 matrix = p.dim() >= 2
                 if matrix and (p.numel() > block or _full_numel(p, group) != p.numel()):
-                    key = (state["exp_avg"].dtype, p.device, max(block, p.shape[-1]))
+                    buffers = 1 if p.dtype == state["exp_avg"].dtype else 2
+                    key = (state["exp_avg"].dtype, p.device, max(block, p.shape[-1]), buffers)
                     if key not in scratch:
-                        scratch[key] = tuple(p.new_empty(key[2], dtype=key[0]) for _ in range(2))  # type: ignore[assignment]
+                        scratch[key] = tuple(p.new_empty(key[2], dtype=key[0]) for _ in range(buffers))
                     kind = (p.shape, p.stride(), _full_numel(p, group), *key)
                     if kind not in predicted:
                         _step_blocks(p, state, group, block, scratch[key])
@@ -141,9 +143,12 @@ class CAME(torch.optim.Optimizer):
 
 
 def _step_blocks(
-    p: Tensor, state: dict[str, Any], group: dict[str, Any], block: int, scratch: tuple[Tensor, Tensor]
+    p: Tensor, state: dict[str, Any], group: dict[str, Any], block: int, scratch: tuple[Tensor, ...]
 ) -> None:
-    """The factored update of one tensor [..., n, k], read four times in blocks of at most `block` elements."""
+    """The factored update of one tensor [..., n, k], in three passes over blocks of at most `block` elements.
+
+    The passes go back and forth, so that each begins with what the one before left in the cache.
+    """
     (b1, b2, b3), (eps1, eps2) = group["betas"], group["eps"]
     assert p.grad is not None
     n, k = p.shape[-2:]
@@ -154,70 +159,68 @@ def _step_blocks(
     full_numel = _full_numel(p, group)
     unused = full_numel // k - n if full_numel != p.numel() else 0  # rows that were pruned away
 
-    count = max(1, block // (n * k if n * k <= block else k))  # matrices, or rows of one matrix, in a block
+    whole = n * k <= block  # then a block is some whole matrices [b, n, k], else rows of one [h, k]
+    count = max(1, block // (n * k if whole else k))
     valueless = isinstance(p, FakeTensor)  # memory is being predicted: two blocks allocate what all of them do
     height = min(n, 2 * count) if valueless else n
 
     def in_blocks(x: Tensor, per_row: bool = True) -> list[Tensor]:
         """Views of [batch, n, ...] (or of [batch, ...]) block by block."""
-        if n * k <= block:
+        if whole:
             return list((x[: 2 * count] if valueless else x).split(count))
-        matrices = (x[:1] if valueless else x).split(1)
+        matrices = (x[:1] if valueless else x).unbind()
         if not per_row:
             return [one for one in matrices for _ in range(-(-height // count))]
-        return [rows for one in matrices for rows in one[:, :height].split(count, dim=1)]
+        return [rows for one in matrices for rows in one[:height].split(count)]
 
     weights, grads = in_blocks(weight), in_blocks(p.grad.reshape(-1, n, k))
     moments = in_blocks(state["exp_avg"].view(-1, n, k))
-    shapes = {g.shape for g in grads}
-    views = {s: tuple(buffer[: s.numel()].view(s) for buffer in scratch) for s in shapes}
+    views = {g.shape: [buffer[: g.numel()].view(g.shape) for buffer in scratch] for g in grads}
+    ones_row, ones_col = in_blocks(torch.ones_like(row)), in_blocks(torch.ones_like(col), False)
 
-    row_sums, col_sums = torch.zeros_like(row), torch.zeros_like(col)
-    for g, rows, cols in zip(grads, in_blocks(row_sums), in_blocks(col_sums, False), strict=True):
-        x, y = views[g.shape]
-        g = _as(g, x)
+    # With row_i final after its own block, q_j = sum_i g_ij^2 / row_i needs no second pass: the squared norm of
+    # u = g rsqrt(row / mean) rsqrt(col) is sum_j q_j mean / col_j.
+    _decay((row, col), b2, eps1, state, "sq", unused)
+    by_row, q = torch.empty_like(row), torch.zeros_like(col)
+    rows_cols = zip(in_blocks(row), in_blocks(col, False), in_blocks(by_row), in_blocks(q, False), strict=True)
+    ones = list(zip(ones_row, ones_col, strict=True))
+    for g, (one_row, one_col, inverse, one_q), (to_rows, to_cols) in zip(grads, rows_cols, ones, strict=True):
+        y = views[g.shape][0]
+        g = _as(g, y)
         torch.mul(g, g, out=y)
-        torch.sum(y, -1, out=rows)
-        cols.add_(y.sum(-2))
-    _average(state, "sq", row, col, row_sums, col_sums, b2, eps1, n + unused, unused)
-    r, c = _inverse_roots(row, col, unused, state.get("unused_sq", 0.0))
+        _add_product(one_row, y, to_cols, (1.0 - b2) / k)
+        _add_product(one_col, y.mT, to_rows, (1.0 - b2) / (n + unused))
+        torch.reciprocal(one_row, out=inverse)
+        _add_product(one_q, y.mT, inverse, 1.0)
+    mean = _mean(row, state.get("unused_sq", 0.0), unused)
+    square = torch.dot(q.view(-1), (mean / col).view(-1)).div_(full_numel * group["clip"] ** 2)  # (RMS / clip)^2
+    r, c = (row / mean).mul_(square.clamp_(min=1.0)).rsqrt_(), col.rsqrt()
 
-    c2 = in_blocks((c * c).unsqueeze(-1), False)  # for the squared norm of u = g r c, row by row
-    for g, rows, cols in zip(grads, in_blocks(row_sums), c2, strict=True):
-        x, y = views[g.shape]
-        g = _as(g, x)
-        torch.mul(g, g, out=y)
-        rows.copy_(torch.bmm(y, cols).squeeze(-1))
-    rms = (row_sums * r * r).sum().div(full_numel).sqrt()
-    r = r / (rms / group["clip"]).clamp(min=1.0)
-
-    col_sums.zero_()
+    _decay((res_row, res_col), b3, eps2, state, "res", unused)
     rs, cs = in_blocks(r.unsqueeze(-1)), in_blocks(c.unsqueeze(-2), False)
-    sums = zip(in_blocks(row_sums), in_blocks(col_sums, False), strict=True)
-    for g, m, one_r, one_c, (rows, cols) in zip(grads, moments, rs, cs, sums, strict=True):
-        x, y = views[g.shape]
-        torch.mul(one_r, one_c, out=x)
-        torch.addcmul(m, _as(g, y), x, value=-1.0, out=y)  # m_old - u; and u - m_new = b1 (u - m_old)
+    sums = zip(in_blocks(res_row), in_blocks(res_col, False), strict=True)
+    second = list(zip(grads, moments, rs, cs, sums, ones, strict=True))
+    for g, m, one_r, one_c, (one_row, one_col), (to_rows, to_cols) in reversed(second):
+        y = views[g.shape][0]
+        torch.mul(_as(g, y), one_c, out=y)
+        torch.addcmul(m, y, one_r, value=-1.0, out=y)  # m_old - u; and u - m_new = b1 (u - m_old)
         m.add_(y, alpha=b1 - 1.0)
         y.mul_(y)
-        torch.sum(y, -1, out=rows)
-        cols.add_(y.sum(-2))
-    row_sums.mul_(b1 * b1)
-    col_sums.mul_(b1 * b1)
-    _average(state, "res", res_row, res_col, row_sums, col_sums, b3, eps2, n + unused, unused)
-    r, c = _inverse_roots(res_row, res_col, unused, state.get("unused_res", 0.0))
+        _add_product(one_row, y, to_cols, (1.0 - b3) * b1 * b1 / k)
+        _add_product(one_col, y.mT, to_rows, (1.0 - b3) * b1 * b1 / (n + unused))
+    r, c = (res_row / _mean(res_row, state.get("unused_res", 0.0), unused)).rsqrt_(), res_col.rsqrt()
 
     lr, decay = float(group["lr"]), float(group["lr"]) * group["weight_decay"]
     rs, cs = in_blocks(r.unsqueeze(-1)), in_blocks(c.unsqueeze(-2), False)
     for w, m, one_r, one_c in zip(weights, moments, rs, cs, strict=True):
-        x, y = views[w.shape]
-        torch.mul(one_r, one_c, out=x)
-        exact = _as(w, y)
+        y, *spare = views[w.shape]
+        exact = _as(w, spare[0]) if spare else w
         if decay:
             exact.mul_(1.0 - decay)
-        exact.addcmul_(m, x, value=-lr)
-        if exact is y:
-            _round_into(w, y, group["stochastic_rounding"], x)
+        torch.mul(m, one_c, out=y)
+        exact.addcmul_(y, one_r, value=-lr)
+        if exact is not w:
+            _round_into(w, exact, group["stochastic_rounding"], y)
     if not viewable:
         p.copy_(weight.view(p.shape))
 
@@ -227,29 +230,29 @@ def _as(x: Tensor, buffer: Tensor) -> Tensor:
     return x if x.dtype == buffer.dtype else buffer.copy_(x)
 
 
-def _average(
-    state: dict[str, Any],
-    moment: str,
-    row: Tensor,
-    col: Tensor,
-    row_sums: Tensor,
-    col_sums: Tensor,
-    beta: float,
-    eps: float,
-    full_rows: int,
-    unused: int,
+def _add_product(total: Tensor, matrix: Tensor, vector: Tensor, factor: float) -> None:
+    """total [h] += factor matrix [h, k] vector [k], or the same for a batch of each."""
+    if matrix.dim() == 2:
+        total.addmv_(matrix, vector, alpha=factor)
+    else:
+        total.unsqueeze(-1).baddbmm_(matrix, vector.unsqueeze(-1), alpha=factor)
+
+
+def _decay(
+    averages: tuple[Tensor, Tensor], beta: float, eps: float, state: dict[str, Any], moment: str, unused: int
 ) -> None:
-    """Row and column EMAs of squares + eps. Pruned rows are zero: they count in the columns' means only."""
-    row.mul_(beta).add_(row_sums / col.shape[-1] + eps, alpha=1.0 - beta)
-    col.mul_(beta).add_(col_sums / full_rows + eps, alpha=1.0 - beta)
-    if unused:  # what the row EMA of a pruned row would be: that of eps alone
+    """EMAs of squares + eps before the squares are added. A pruned row's would be that of eps alone."""
+    torch._foreach_mul_(averages, beta)
+    torch._foreach_add_(averages, (1.0 - beta) * eps)
+    if unused:
         state[f"unused_{moment}"] = beta * state.get(f"unused_{moment}", 0.0) + (1.0 - beta) * eps
 
 
-def _inverse_roots(row: Tensor, col: Tensor, unused: int, unused_row: float) -> tuple[Tensor, Tensor]:
-    """rsqrt(row / mean(row)) and rsqrt(col), the mean taken over the pruned rows too."""
-    mean = (row.sum(-1, keepdim=True) + unused * unused_row) / (row.shape[-1] + unused)
-    return (row / mean).rsqrt_(), col.rsqrt()
+def _mean(row: Tensor, unused_row: float, unused: int) -> Tensor:
+    """The mean [..., 1] of a row EMA, taken over the pruned rows too."""
+    if not unused:
+        return row.mean(-1, keepdim=True)
+    return (row.sum(-1, keepdim=True) + unused * unused_row) / (row.shape[-1] + unused)
 
 
 def _full_numel(p: Tensor, group: dict[str, Any]) -> int:
@@ -313,8 +316,8 @@ def _factors_into(squares: list[Tensor], states: list[dict[str, Any]], moment: s
         torch._foreach_mul_(averages, beta)
         torch._foreach_add_(averages, means, alpha=1.0 - beta)
     for row, col, out in zip(rows, cols, squares, strict=True):
-        r, c = _inverse_roots(row, col, 0, 0.0)
-        torch.mul(r.unsqueeze(-1), c.unsqueeze(-2), out=out)
+        r = (row / row.mean(-1, keepdim=True)).rsqrt_()
+        torch.mul(r.unsqueeze(-1), col.rsqrt().unsqueeze(-2), out=out)
 
 
 def _clip(updates: list[Tensor], params: list[Tensor], group: dict[str, Any]) -> None:
