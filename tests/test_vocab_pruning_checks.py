@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from test_vocab_pruning import CAME, FULL, HIDDEN, VocabPruning, batch, context,
 from transformers import AutoConfig, AutoModel
 
 from leantune.registry import load_method, parse_stack
+from leantune.stack import Stack
 
 BUILDERS: dict[str, Any] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -119,3 +121,13 @@ def test_which_factored_optimizer_steps_as_on_the_whole_matrix_by_default(
     expected, found = full.state_dict(), method.export(pruned, ctx).state_dict()
     gap = max((expected[k] - found[k]).abs().max().item() for k in expected)
     assert (gap < 1e-9) == invariant, gap
+
+
+def test_a_cells_prediction_takes_its_rows_from_the_data(tmp_path: Path) -> None:
+    """On the meta device with the data, the model has the shape that attaching real weights gives."""
+    stack = Stack(parse_stack("vocab_pruning+lora", "classification"))
+    task, ctx = data(), context(tmp_path)
+    real, _ = stack.attach(make("bert"), task, ctx)
+    meta, _ = stack.attach(make("bert").to("meta"), task, replace(ctx, probe=True))
+    assert [p.shape for p in meta.parameters()] == [p.shape for p in real.parameters()]
+    assert len(meta.get_input_embeddings().weight) < FULL

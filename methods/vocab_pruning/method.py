@@ -32,7 +32,7 @@ class VocabPruning(Method):
         special = special_ids(model.config, tokenizer, full)
         if embedding.padding_idx is not None:
             special.add(embedding.padding_idx)
-        if data is None or ctx.probe:
+        if data is None:
             keep, counted = self._declared(special, full, ctx.family), None
         else:
             splits = [data.train, data.validation]

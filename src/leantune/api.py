@@ -56,7 +56,9 @@ class Context:
     batch: int  # sequences per optimizer step
     length: int  # tokens per sequence, the longest
     cache: Path  # shared by all cells, for results that depend on the weights only
-    probe: bool = False  # True while memory is predicted: `data` is None and tensors have no values
+    probe: bool = (
+        False  # True while memory is predicted: tensors have no values, and `data` is None but to a vocabulary
+    )
     dtype: str = "fp32"  # or "bf16": the forward and backward pass run under autocast
     details: dict[str, Any] = field(default_factory=dict)  # what a method reports, JSON, into the record
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from leantune import cards, models, plan, registry
-from leantune.api import Context, is_head, mark_head
+from leantune.api import Context, Data, is_head, mark_head
 from leantune.errors import BadInput, Unsupported
 from leantune.probe import STEPS, Probe
 from leantune.stack import Stack
@@ -28,7 +28,13 @@ REAL_STEP = 8  # bytes that a step on real values takes, as a multiple of the pa
 
 
 def build(
-    spec: Mapping[str, Any], stack: Stack, ctx: Context, labels: int, device: str = "meta", pretraining: bool = False
+    spec: Mapping[str, Any],
+    stack: Stack,
+    ctx: Context,
+    labels: int,
+    data: Data | None = None,
+    device: str = "meta",
+    pretraining: bool = False,
 ) -> nn.Module:
     """The model with the stack attached, on the meta device or with random values on the CPU.
 
@@ -38,7 +44,7 @@ def build(
     mark_head(model, ctx.kind)
     try:
         with torch.device(device):
-            model, _ = stack.attach(model, None, replace(ctx, probe=True, details={}))
+            model, _ = stack.attach(model, data, replace(ctx, probe=True, details={}))
     except (NotImplementedError, RuntimeError) as error:
         if device != "meta":
             raise
@@ -47,10 +53,10 @@ def build(
     return model
 
 
-def predict_cell(spec: Mapping[str, Any], stack: Stack, probe: Probe, labels: int) -> dict[str, Any]:
+def predict_cell(spec: Mapping[str, Any], stack: Stack, probe: Probe, labels: int, data: Data) -> dict[str, Any]:
     """A cell's prediction for its record; null with a reason where the shapes depend on values not declared."""
     try:
-        model = build(spec, stack, probe.ctx, labels)
+        model = build(spec, stack, probe.ctx, labels, data)
         if probe.checkpointing:
             models.enable_checkpointing(model)
         reading = probe(model) if stack.trains else probe.forward_only(model)
@@ -106,7 +112,7 @@ def predict_names(
     probe = Probe(stack, schedule, ctx, (batch, length))
 
     def predicted(device: str) -> tuple[nn.Module, dict[str, Any]]:
-        built = build(plugin.spec, stack, ctx, 2, device, pretraining=head == "pretraining")
+        built = build(plugin.spec, stack, ctx, 2, None, device, pretraining=head == "pretraining")
         if dtype == "bf16":
             built = built.to(torch.bfloat16)
         return built, probe(built) if stack.trains else probe.forward_only(built)

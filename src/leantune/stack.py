@@ -28,10 +28,14 @@ class Stack:
         return all(p.plugin.spec.get("trains", True) for p in self.parts)
 
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
-        """Vocabulary first, then adaptation; the optimizer slot has nothing to attach to."""
+        """Vocabulary first, then adaptation; the optimizer slot has nothing to attach to.
+
+        While memory is predicted only the vocabulary slot is given data, which say how many rows it keeps.
+        """
         for slot in ("vocabulary", "adaptation"):
             if slot in self.methods:
-                model, data = self.methods[slot].attach(model, data, ctx)
+                given = data if slot == "vocabulary" or not ctx.probe else None
+                model, data = self.methods[slot].attach(model, given, ctx)
         return model, data
 
     def parameter_groups(self, model: nn.Module, ctx: Context) -> Groups:

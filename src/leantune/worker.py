@@ -73,7 +73,7 @@ def run_cell(
     shape = datasets_.longest_batch_shape(data.train, training["batch"])
     probe = Probe(stack, Schedule.from_training(training), ctx, shape, training["checkpointing"])
     with phases("predict"):
-        predicted = predict.predict_cell(spec, stack, probe, labels)
+        predicted = predict.predict_cell(spec, stack, probe, labels, data)
     with contextlib.ExitStack() as held:
         if not force and predicted["peak_bytes"] is not None:
             try:
