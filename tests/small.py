@@ -8,8 +8,12 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.bert import BertTokenizer
 
 from leantune.api import Batch, Context, Data, mark_head
@@ -76,6 +80,16 @@ def small_data(folder: Path, kind: str = "classification", examples: int = 24) -
         return batch
 
     return Data(kind, split, split, split, ("no", "yes"), tokenizer, collate)
+
+
+def words(count: int = 5000) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words w0, w1, ...; padding is token 3, which is also a word's (as with a decoder)."""
+    special = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[MASK]": 3}
+    made = Tokenizer(WordLevel({**special, **{f"w{i}": 4 + i for i in range(count)}}, unk_token="[UNK]"))
+    made.pre_tokenizer = WhitespaceSplit()
+    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[SEP]", **names)
 
 
 def small_context(folder: Path, family: str = "bert", kind: str = "classification", **change: Any) -> Context:

@@ -12,29 +12,15 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from small import words
 
 from leantune import models, registry
-from leantune.data import Collate, batches, load_data, load_rows, longest_batch_shape, sample_hash
+from leantune.data import Collate, batches, load_data, longest_batch_shape, sample_hash
 from leantune.errors import BadInput
 from leantune.splits import split_rows
 from leantune.tabfiles import read_tab
 
 SIZES = {"train": 20, "validation": 5, "test": 10, "seed": 0}
-
-
-def words(count=5000):
-    """A tokenizer of whole words w0, w1, ...; padding is token 3, which is also a word's (as with a decoder)."""
-    special = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[MASK]": 3}
-    made = Tokenizer(WordLevel({**special, **{f"w{i}": 4 + i for i in range(count)}}, unk_token="[UNK]"))
-    made.pre_tokenizer = WhitespaceSplit()
-    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[SEP]", **names)
 
 
 def write_tab(path, rows, header="Category\tText"):
@@ -233,51 +219,6 @@ def test_causal_labels_are_masked_by_attention_not_by_pad_id():
     rows = [{"input_ids": [10, 2, 11, 2]}, {"input_ids": [12]}]  # 2 is the pad token and ends sentences
     batch = Collate.of("causal_lm", words())(rows)
     assert batch["labels"].tolist() == [[10, 2, 11, 2], [12, -100, -100, -100]]
-
-
-def test_masked_labels():
-    collate = Collate.of("masked_lm", words())
-    rows = [{"input_ids": [1, *range(10, 510), 2]} for _ in range(20)]
-    batch = collate(rows)
-    again = collate(rows)
-    assert all(torch.equal(batch[name], again[name]) for name in batch)
-    original = torch.tensor([row["input_ids"] for row in rows])
-    chosen = batch["labels"] != -100
-    assert torch.equal(batch["labels"][chosen], original[chosen])
-    assert not chosen[:, [0, -1]].any()  # special tokens
-    assert chosen.float().mean().item() == pytest.approx(0.15, abs=0.015)
-    shown = batch["input_ids"]
-    assert torch.equal(shown[~chosen], original[~chosen])
-    assert (shown[chosen] == 3).float().mean().item() == pytest.approx(0.8, abs=0.04)
-    assert (shown[chosen] == original[chosen]).float().mean().item() == pytest.approx(0.1, abs=0.03)
-
-
-def test_evaluation_asks_the_same_questions_and_training_others(corpus):
-    data = load_data({**corpus, "kind": "masked_lm", "splits": {"train": 20, "validation": 5, "test": 30}}, words(), 14)
-    first, again = (list(batches(data.test, data.collate, 8)) for _ in range(2))
-    assert [len(b["input_ids"]) for b in first] == [8, 8, 8, 6]
-    for a, b in zip(first, again, strict=True):
-        assert torch.equal(a["labels"], b["labels"])
-        assert torch.equal(a["input_ids"], b["input_ids"])
-    steps = list(batches(data.train, data.collate, 10, 4, 0, True))  # two epochs
-    masks = {batch["labels"].ne(-100).numpy().tobytes() for batch in steps}  # an epoch's differ from the last one's
-    assert len(masks) == 4
-
-
-def test_a_loader_of_another_task_gives_the_same_texts_and_is_part_of_the_hash(monkeypatch, tmp_path):
-    folder = tmp_path / "tasks" / "borrowed"
-    folder.mkdir(parents=True)
-    text = (registry.get("tasks", "pretrain-mlm").file).read_text().replace("name: pretrain-mlm", "name: borrowed")
-    (folder / "task.yaml").write_text(text)
-    monkeypatch.setenv("LEANTUNE_PLUGINS", str(tmp_path))
-    borrowed, owner = registry.get("tasks", "borrowed"), registry.get("tasks", "pretrain")
-    assert load_rows({**borrowed.spec, "folder": folder}) == load_rows(real("pretrain"))
-    assert registry.loader_folder(borrowed.spec, folder) == owner.folder
-    before = registry.task_hash(borrowed, {})
-    (folder / "task.yaml").write_text(text.replace("loader: pretrain", "loader: tales"))
-    registry._load.cache_clear()
-    assert registry.task_hash(registry.get("tasks", "borrowed"), {}) != before
-    registry._load.cache_clear()
 
 
 def ids_of(split, **how):
