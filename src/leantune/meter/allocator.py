@@ -95,6 +95,15 @@ class CachingAllocator:
                 block = _join(block, neighbour)
         block.pool.add(block)
 
+    def empty_cache(self) -> None:
+        """Give every segment back that holds nothing, as `torch.cuda.empty_cache` does. Not for expandable segments."""
+        if self.expandable:
+            raise ValueError("the pages that an expandable segment gives back are not modelled")
+        for pool in self._pools.values():
+            for block in [b for b in pool.at.values() if b.before is None and b.after is None]:
+                pool.take(block)
+                self.reserved -= block.size
+
     def _segment(self, pool: _Pool, size: int) -> _Block:
         large = LARGE_SEGMENT if size < LARGE_LIMIT else round_up(size, LARGE_ROUND)
         wanted = SMALL_SEGMENT if pool.small else large

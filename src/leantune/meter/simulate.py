@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from leantune.errors import Unsupported
 from leantune.meter import mamba
@@ -28,6 +29,7 @@ from leantune.meter.tensors import plain_attributes, tensors_in
 Companion = TypeVar("Companion")
 aten = torch.ops.aten
 HALF = (torch.bfloat16, torch.float16)
+GPU = "gpu"
 
 # AT_FORALL_FP32 of ATen/autocast_mode.h: on CUDA their half inputs are cast to float32.
 CAST_TO_FP32: tuple[str, ...] = tuple(
@@ -57,6 +59,10 @@ class _QuickFakeMode(FakeTensorMode):
     A training step is thousands of operators on a few shapes, so nearly all of its time is the cache's. The key here
     has what a dense tensor's result can depend on, and leaves out sparse, conjugated and symbolic ones.
     """
+
+    @property
+    def avoid_device_init(self) -> bool:
+        return True  # values that are known are known on the host
 
     def _cache_key(self, state: Any, func: Any, args: Any, kwargs: Any) -> Any:
         key = [func, torch.get_default_dtype(), torch.is_inference_mode_enabled()]
@@ -118,6 +124,16 @@ def cuda_path() -> Iterator[None]:
         library._destroy()
 
 
+def fake_gpu() -> str:
+    """A device for fake tensors that is not the host, so that a copy from the host takes memory on it; its name.
+
+    Torch's hook for backends written in Python serves: nothing ever runs there. Optimizers take it for a GPU.
+    """
+    if torch._C._get_privateuse1_backend_name() != GPU:
+        _setup_privateuseone_for_python_backend(GPU)
+    return GPU
+
+
 def fake_copy(model: nn.Module) -> nn.Module:
     """The model with empty fake CPU tensors in place of its parameters, buffers and plain tensor attributes.
 
@@ -128,10 +144,11 @@ def fake_copy(model: nn.Module) -> nn.Module:
     return fake_copies(model, None)[0]
 
 
-def fake_copies(model: nn.Module, companion: Companion) -> tuple[nn.Module, Companion]:
+def fake_copies(model: nn.Module, companion: Companion, device: str = "cpu") -> tuple[nn.Module, Companion]:
     """`fake_copy` of a model and a copy of an object that may refer to its tensors, such as a method's state.
 
     Tensors that the companion holds and the model does not (a method's own examples) are shared, not copied.
+    Tensors on the meta device get their fakes on `device`, all others on the host (see `fake_gpu`).
     """
     tensors = list(_own_tensors(model))
     users = Counter(t.untyped_storage()._cdata for t in tensors)
@@ -139,12 +156,13 @@ def fake_copies(model: nn.Module, companion: Companion) -> tuple[nn.Module, Comp
     memo: dict[int, Any] = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
+        place = device if tensor.is_meta else "cpu"
         alone = users[storage._cdata] == 1 and storage.nbytes() == tensor.nbytes and tensor.storage_offset() == 0
         if alone:
-            data = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+            data = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=place)
         else:
             if storage._cdata not in bases:
-                bases[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8, device="cpu")
+                bases[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8, device=place)
             typed = bases[storage._cdata].view(tensor.dtype)
             data = typed.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
         if isinstance(tensor, nn.Parameter):
@@ -153,7 +171,11 @@ def fake_copies(model: nn.Module, companion: Companion) -> tuple[nn.Module, Comp
         memo[id(tensor)] = data
     for tensor in tensors_of(companion):
         memo.setdefault(id(tensor), tensor)
-    return copy.deepcopy((model, companion), memo)
+    copies = copy.deepcopy((model, companion), memo)
+    for tensor in tensors:
+        for hook in (tensor._backward_hooks or {}).values():  # a method may work on its gradients
+            memo[id(tensor)].register_hook(copy.deepcopy(hook, memo))
+    return copies
 
 
 def tensors_of(value: Any, depth: int = 4) -> Iterator[Tensor]:

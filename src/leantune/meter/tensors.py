@@ -52,14 +52,16 @@ class TensorMeter(TorchDispatchMode):
     Enter a meter once. While it is entered garbage collection is manual (young objects, at every mark), so that
     a trace depends on the program only. Tensors on the meta device have no bytes; fake tensors have those they
     stand for. Memory that is wrapped twice from outside torch (`torch.from_numpy`, twice) counts twice.
+    With a `device` type only tensors on it count, so that what a method keeps on the host is left out.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # the guard costs as much as the metering, and nothing is compiled here
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
         super().__init__()
+        self.device = device
         self.trace: list[tuple[int, int]] = []  # (block number, +bytes or -bytes)
         self.flops = 0  # of the matrix products, convolutions and attention seen, as torch.utils.flop_counter counts
         self.phase = "other"
@@ -107,6 +109,8 @@ class TensorMeter(TorchDispatchMode):
         if kind not in KINDS:
             raise ValueError(f"kind '{kind}' is not one of {', '.join(KINDS)}")
         for tensor in tensors:
+            if self._elsewhere(tensor):
+                continue
             for storage in storages(tensor):
                 self._see(storage)
                 entry = self._live.get(storage._cdata)
@@ -174,9 +178,16 @@ class TensorMeter(TorchDispatchMode):
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
-            for storage in storages(tensor):
-                self._see(storage)
+            if not self._elsewhere(tensor):
+                for storage in storages(tensor):
+                    self._see(storage)
         return out
+
+    def _elsewhere(self, tensor: Tensor) -> bool:
+        if self.device is None:
+            return False
+        device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
+        return device.type != self.device
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         address = storage._cdata
