@@ -72,7 +72,7 @@ def fitcheck(run: Run, architecture: dict[str, Any], gpu: str) -> float | None:
         flash_attn=True,
     )
     try:
-        return estimate(model, config, get_gpu(gpu.split()[-1])).total_mib * MIB
+        return estimate(model, config, get_gpu(gpu.rsplit(maxsplit=1)[-1])).total_mib * MIB
     except ValueError:  # its word for what it does not model: an optimizer, a card
         return None
 

@@ -56,7 +56,9 @@ def replay(chosen: list[Run], published: Published) -> None:
     names = ["ours", "accelerate", *peers.PACKAGES]
     columns: dict[str, dict[str, float | None]] = {name: {} for name in names}
     measured = {run.experiment: float(run.measured) for run in chosen}
-    print(f"{'':7} {'experiment':<{width}} {'measured':>9}" + "".join(f" {n:>9} {'error':>7}" for n in names[:1]), end="")
+    print(
+        f"{'':7} {'experiment':<{width}} {'measured':>9}" + "".join(f" {n:>9} {'error':>7}" for n in names[:1]), end=""
+    )
     print("".join(f" {name:>12}" for name in names[1:]) + "   MiB, seconds")
     for number, run in enumerate(chosen, 1):
         started = time.perf_counter()
@@ -75,7 +77,10 @@ def replay(chosen: list[Run], published: Published) -> None:
         line = f"[{number:>2}/{len(chosen)}] {run.experiment:<{width}} {run.measured / MIB:9.0f} {_cell(ours, 9)} "
         line += f"{'failed':>7}" if ours is None else f"{scores.error(ours, run.measured):7.2%}"
         line += "".join(f" {_cell(size, 12)}" for size in others.values())
-        print(f"{line}   {time.perf_counter() - started:.1f}" + (f"\n        failed: {reason}" if reason else ""), flush=True)
+        print(
+            f"{line}   {time.perf_counter() - started:.1f}" + (f"\n        failed: {reason}" if reason else ""),
+            flush=True,
+        )
     for name in names:
         print(_describe(name, scores.summary(columns[name], measured)))
     print(json.dumps(scores.summary(columns["ours"], measured)))

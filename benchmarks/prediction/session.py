@@ -8,9 +8,10 @@ The script is `method_comparison/MetaMathQA/run.py` of huggingface/peft (Apache-
 - The loop keeps `outputs` and `labels` while the next forward pass runs: the logits and the key-value cache of the
   batch before, since the cache is not turned off in training.
 - Batches come in buckets of 20, longest first, and the cache is emptied every 10 steps: the longest batch starts on
-  an empty cache, after the shortest of the bucket before, and is followed by slightly shorter ones.
+  an empty cache, after the shortest of the bucket before. It sets the peak; the shorter ones after it are left out.
 
-Evaluation (50 prompts, 300 new tokens, key-value caches of 2.9 GiB) reserves less than any training step here.
+So is the evaluation: its key-value cache for 50 prompts and 300 new tokens is under 3 GiB, less than a step's logits
+and activations, but where a method adds to it (prefix tuning) it may set the peak, and the prediction is too low.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model
-from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer, create_riemannian_optimizer
 from runs import Run
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -37,9 +38,9 @@ from leantune.meter.simulate import cuda_path, fake_copies, fake_gpu, fake_mode
 from leantune.meter.tensors import TensorMeter
 from leantune.probe import NEEDS_VALUES
 
-# The one fit, for all runs: tokens of the longest batch and, in the ratio of a bucket's profile, of those around it.
-LONGEST = 640
-LENGTHS = (64, LONGEST, 600)
+# The one fit, for all runs: the tokens of the longest batch, which are not published.
+LONGEST = 696
+SHORT = 64  # the last of the bucket before; its optimizer states, logits and cache are there when the longest comes
 CUBLAS_WORKSPACE = 8_519_680  # bytes for each of two threads, forward and backward, before Hopper (CUDABlas.cpp)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -55,18 +56,33 @@ def predict(run: Run, architecture: dict[str, Any]) -> tuple[int, int]:
     if train["dtype"] not in DTYPES:
         raise Unsupported(f"dtype {train['dtype']}: quantised weights have no fake form")
     with _quiet():
-        model, base = build(run, architecture)
+        model, base, host = build(run, architecture)
         trainable = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values() if p.requires_grad)
-        trace, empty_at, weights = _session(run, model, base)
+        trace, empty_at, weights = _session(run, model, base, host)
     return reserved(trace, empty_at, weights), trainable
 
 
-def build(run: Run, architecture: dict[str, Any]) -> tuple[nn.Module, list[torch.Tensor]]:
-    """The model with its adapter, and the base model's tensors. The meta device stands for the GPU: what the
-    method leaves on the host is on the host."""
+def build(run: Run, architecture: dict[str, Any]) -> tuple[nn.Module, list[torch.Tensor], bool]:
+    """The model with its adapter, the base model's tensors, and whether the host holds what is not on meta.
+
+    The meta device stands for the GPU, so that what a method leaves on the host is known. A set-up that puts tensors
+    of the GPU into parameters still on the host (PiSSA, OLoRA) runs on meta alone, and all is taken to be on the GPU.
+    """
+    try:
+        return *_attached(run, architecture, torch.device("cpu")), True
+    except RuntimeError:
+        pass
+    try:
+        return *_attached(run, architecture, torch.device("meta")), False
+    except NotImplementedError as error:
+        what = str(error).split(";", maxsplit=1)[0].split(" raises", maxsplit=1)[0]
+        raise Unsupported(f"its set-up needs the values of the model's weights ({what})") from error
+
+
+def _attached(run: Run, architecture: dict[str, Any], adapter_on: torch.device) -> tuple[nn.Module, list[torch.Tensor]]:
     train = run.train_config
-    kind = dict(architecture)
-    config = AutoConfig.for_model(kind.pop("model_type"), **kind)
+    settings = dict(architecture)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[train["dtype"]])
     if train.get("use_gc"):
@@ -78,34 +94,35 @@ def build(run: Run, architecture: dict[str, Any]) -> tuple[nn.Module, list[torch
             peft_config = PeftConfig.from_peft_type(**run.peft_config)
         except KeyError as error:
             raise Unsupported(f"this peft has no method {error}") from error
-        model = get_peft_model(
-            model, peft_config, autocast_adapter_dtype=train.get("autocast_adapter_dtype", True)
-        )
+        with adapter_on:
+            model = get_peft_model(model, peft_config, autocast_adapter_dtype=train.get("autocast_adapter_dtype", True))
     return model.train(), base
 
 
 def _session(
-    run: Run, model: nn.Module, base: list[torch.Tensor]
-) -> tuple[list[tuple[int, int]], list[int], list[int]]:
-    """The trace of the steps, the events before which the cache is emptied, and the blocks of the base's tensors."""
+    run: Run, model: nn.Module, base: list[torch.Tensor], host: bool
+) -> tuple[list[tuple[int, int]], int, int]:
+    """The trace, the event at which the longest batch starts, and how many events load the base's tensors."""
     train = run.train_config
     gpu = fake_gpu()
     meter = TensorMeter(gpu)
-    empty_at = []
+    started: list[int] = []
     try:
-        with torch.random.fork_rng(devices=[]), fake_mode(), cuda_path():
-            model, base = fake_copies(model, base, gpu)
+        one_thread = torch.autograd.set_multithreading_enabled(False)  # a fake mode is not for two
+        with torch.random.fork_rng(devices=[]), fake_mode(all_selected=True), cuda_path(), one_thread:
+            model, base = fake_copies(model, base, gpu, "cpu" if host else gpu)
             optimizer = build_optimizer(model, train)
             with meter:
                 meter.track(base, "weights")
                 weights = len(meter.trace)
                 meter.watch(model, optimizer)
                 outputs = loss = batch = None
-                for step, length in enumerate(LENGTHS, 1):
-                    if step > 1 and (step == 2):
-                        empty_at.append(len(meter.trace))
+                for step, length in enumerate((SHORT, LONGEST), 1):
+                    started.append(len(meter.trace))
                     size = (train["batch_size"], min(length, train.get("max_seq_length", length)))
-                    batch = {name: torch.ones(size, dtype=torch.long, device=gpu) for name in ("input_ids", "attention_mask")}
+                    batch = {
+                        name: torch.ones(size, dtype=torch.long, device=gpu) for name in ("input_ids", "attention_mask")
+                    }
                     batch["labels"] = batch["input_ids"].clone()
                     items = batch["attention_mask"].sum().item()
                     meter.mark("forward")
@@ -125,14 +142,15 @@ def _session(
         raise Unsupported(
             f"it needs tensor values at {error.args[0] if error.args else type(error).__name__}"
         ) from error
-    return meter.trace, empty_at, weights
+    return meter.trace, started[-1], weights
 
 
 def build_optimizer(model: nn.Module, train: dict[str, Any]) -> torch.optim.Optimizer:
     """The script's optimizer, with the implementation that is the default on CUDA."""
     kind, settings = train["optimizer_type"], dict(train["optimizer_kwargs"])
-    if kind == "lora+":
-        return create_loraplus_optimizer(model, optimizer_cls=torch.optim.AdamW, foreach=True, **settings)
+    if kind in ("lora+", "riemannian"):
+        create = create_loraplus_optimizer if kind == "lora+" else create_riemannian_optimizer
+        return create(model, optimizer_cls=torch.optim.AdamW, **settings)
     if kind == "lora-fa":
         return create_lorafa_optimizer(model, **settings)
     cls = getattr(torch.optim, kind, None)
@@ -143,8 +161,9 @@ def build_optimizer(model: nn.Module, train: dict[str, Any]) -> torch.optim.Opti
     return cls(model.parameters(), **settings)
 
 
-def reserved(trace: list[tuple[int, int]], empty_at: list[int], weights: int) -> int:
-    """Replay a session: the start, the warm-up for the first `weights` blocks, then the events."""
+def reserved(trace: list[tuple[int, int]], empty_at: int, weights: int) -> int:
+    """The most that is reserved beyond the start. The first `weights` events load the base model, and the cache is
+    emptied before event `empty_at`."""
     allocator = CachingAllocator()
     allocator.free(allocator.malloc(1))  # what the script does before it reads its start
     start = allocator.reserved
@@ -154,7 +173,7 @@ def reserved(trace: list[tuple[int, int]], empty_at: list[int], weights: int) ->
         if event == weights:
             for _ in range(2):
                 allocator.malloc(CUBLAS_WORKSPACE)
-        if event in empty_at:
+        if event == empty_at:
             allocator.empty_cache()
         if change > 0:
             held[number] = allocator.malloc(change)
@@ -169,7 +188,8 @@ def _quiet() -> Iterator[None]:
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        said = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -60,6 +60,16 @@ class _QuickFakeMode(FakeTensorMode):
     has what a dense tensor's result can depend on, and leaves out sparse, conjugated and symbolic ones.
     """
 
+    def __init__(self, all_selected: bool = False) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.all_selected = all_selected
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten.nonzero.default and self.all_selected:
+            with self:
+                return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long, device=args[0].fake_device)
+        return super().dispatch(func, types, args, kwargs)
+
     @property
     def avoid_device_init(self) -> bool:
         return True  # values that are known are known on the host
@@ -101,9 +111,12 @@ class _QuickFakeMode(FakeTensorMode):
         return FakeTensor(self, out, seen.device)
 
 
-def fake_mode() -> FakeTensorMode:
-    """A mode under which operators compute shapes and no values; real tensors may take part."""
-    return _QuickFakeMode(allow_non_fake_inputs=True)
+def fake_mode(all_selected: bool = False) -> FakeTensorMode:
+    """A mode under which operators compute shapes and no values; real tensors may take part.
+
+    What a mask selects depends on values. With `all_selected` it is everything, the most that it can be.
+    """
+    return _QuickFakeMode(all_selected)
 
 
 @contextlib.contextmanager
@@ -114,13 +127,13 @@ def cuda_path() -> Iterator[None]:
         for name in names:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCPU"):
                 library.impl(name, policy(_overload(name)), "AutocastCPU")
-    before = F.dropout, F.scaled_dot_product_attention
-    F.dropout, F.scaled_dot_product_attention = _dropout, _attention  # type: ignore[assignment]
+    before = F.dropout, F.scaled_dot_product_attention, torch.rand
+    F.dropout, F.scaled_dot_product_attention, torch.rand = _dropout, _attention, _rand  # type: ignore[assignment]
     try:
         with mamba.kernel():
             yield
     finally:
-        F.dropout, F.scaled_dot_product_attention = before
+        F.dropout, F.scaled_dot_product_attention, torch.rand = before  # type: ignore[assignment]
         library._destroy()
 
 
@@ -144,11 +157,13 @@ def fake_copy(model: nn.Module) -> nn.Module:
     return fake_copies(model, None)[0]
 
 
-def fake_copies(model: nn.Module, companion: Companion, device: str = "cpu") -> tuple[nn.Module, Companion]:
+def fake_copies(
+    model: nn.Module, companion: Companion, device: str = "cpu", host: str = "cpu"
+) -> tuple[nn.Module, Companion]:
     """`fake_copy` of a model and a copy of an object that may refer to its tensors, such as a method's state.
 
     Tensors that the companion holds and the model does not (a method's own examples) are shared, not copied.
-    Tensors on the meta device get their fakes on `device`, all others on the host (see `fake_gpu`).
+    Tensors on the meta device get their fakes on `device`, all others on `host` (see `fake_gpu`).
     """
     tensors = list(_own_tensors(model))
     users = Counter(t.untyped_storage()._cdata for t in tensors)
@@ -156,7 +171,7 @@ def fake_copies(model: nn.Module, companion: Companion, device: str = "cpu") -> 
     memo: dict[int, Any] = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
-        place = device if tensor.is_meta else "cpu"
+        place = device if tensor.is_meta else host
         alone = users[storage._cdata] == 1 and storage.nbytes() == tensor.nbytes and tensor.storage_offset() == 0
         if alone:
             data = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=place)
@@ -211,6 +226,15 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     if inplace or p == 1:
         return (aten.dropout_ if inplace else aten.dropout)(input, p, training)
     return torch.native_dropout(input, p, True)[0]
+
+
+_torch_rand = torch.rand
+
+
+def _rand(*size: Any, **settings: Any) -> Tensor:
+    """A single draw, by which a method drops a whole module, is its mean: the module stays."""
+    shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+    return torch.tensor(0.5).reshape(shape) if shape in ((), (1,)) and not settings else _torch_rand(*size, **settings)
 
 
 def _attention(
