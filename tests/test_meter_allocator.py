@@ -105,3 +105,24 @@ def test_reserved_holds_allocated_holds_requested(steps: list[tuple[int, bool, i
 def test_repeating_a_trace_reserves_nothing_more(sizes: list[int], expandable: bool) -> None:
     once = [(i, size) for i, size in enumerate(sizes)] + [(i, -size) for i, size in enumerate(sizes)]
     assert replay(once * 3, expandable) == replay(once, expandable)
+
+
+def test_an_emptied_cache_keeps_segments_in_use() -> None:
+    allocator = CachingAllocator()
+    first, second = allocator.malloc(4 * MIB), allocator.malloc(4 * MIB)  # share 20 MiB
+    third, small = allocator.malloc(30 * MIB), allocator.malloc(1)
+    allocator.free(first)
+    allocator.empty_cache()
+    assert allocator.reserved == (20 + 30 + 2) * MIB
+    for block in (second, third, small):
+        allocator.free(block)
+    allocator.empty_cache()
+    assert allocator.reserved == 0
+    assert allocator.peak_reserved == (20 + 30 + 2) * MIB
+    again = allocator.malloc(30 * MIB)
+    assert allocator.reserved == again.size == 30 * MIB
+
+
+def test_what_expandable_segments_give_back_is_refused() -> None:
+    with pytest.raises(ValueError, match="expandable"):
+        CachingAllocator(expandable_segments=True).empty_cache()

@@ -13,12 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 from torch.testing._internal.two_tensor import TwoTensor
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from leantune.errors import Unsupported
-from leantune.meter.simulate import CAST_TO_FP32, RESULT_IN_FP32, cuda_path, fake_copy, fake_mode
+from leantune.meter.simulate import (
+    CAST_TO_FP32,
+    RESULT_IN_FP32,
+    cuda_path,
+    fake_copies,
+    fake_copy,
+    fake_gpu,
+    fake_mode,
+)
 from leantune.meter.tensors import MemoryReading, TensorMeter
 
 MIB = 2**20
@@ -320,3 +328,87 @@ def test_the_peak_never_falls_with_batch_or_length(size: int, length: int, more:
     with fake_mode(), cuda_path():
         less = probe(SMALL, size, length).peak_bytes
         assert probe(SMALL, size + more, length + longer).peak_bytes >= less
+
+
+class HalfOnTheHost(nn.Module):
+    """A weight on the device and a table on the host that each pass copies to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(256, 256, device="meta"))
+        self.register_buffer("table", torch.empty(256, 256))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight @ self.table.to(x.device)
+
+
+def test_a_device_apart_from_the_host_counts_copies_and_not_the_host() -> None:
+    gpu = fake_gpu()
+    size = 256 * 256 * 4
+    with fake_mode(), torch.autograd.set_multithreading_enabled(False):
+        model, _ = fake_copies(HalfOnTheHost(), None, gpu)
+        meter = TensorMeter(gpu)
+        with meter:
+            meter.watch(model)
+            assert meter.live_bytes == size  # the weight alone
+            loss = model(torch.ones(256, 256, device=gpu)).sum()
+            assert [change for _, change in meter.trace].count(size) == 5  # weight, x, product, table, product
+            loss.backward()
+            optimizer = torch.optim.AdamW(model.parameters())
+            optimizer.step()
+    assert str(model.weight.grad.device) == "gpu:0"
+    assert optimizer.state[model.weight]["exp_avg"].device.type == gpu
+    everything = TensorMeter()
+    with fake_mode():
+        model, _ = fake_copies(HalfOnTheHost(), None)
+        with everything:
+            everything.watch(model)
+    assert everything.live_bytes == 2 * size
+
+
+def test_values_known_on_the_host_can_move_to_the_device() -> None:
+    gpu = fake_gpu()
+    with fake_mode():
+        assert torch.tensor([1.0, 2.0], device=gpu).device.type == gpu
+        assert torch.tensor([3.0]).to(gpu).device.type == gpu
+
+
+def test_hooks_on_gradients_come_along_with_the_copy() -> None:
+    """The hook refers to its module: that of the copy must work on the copy's tensors."""
+    model = nn.Linear(8, 8, bias=False)
+    model.weight.register_hook(_Scale(model))
+    with fake_mode():
+        copied = fake_copy(model)
+        copied(torch.ones(2, 8)).sum().backward()
+    (hook,) = copied.weight._backward_hooks.values()
+    assert hook.module is copied
+    assert hook.called == 1
+    assert next(iter(model.weight._backward_hooks.values())).called == 0
+
+
+class _Scale:
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.called = module, 0
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        self.called += 1
+        return grad * self.module.weight
+
+
+def test_a_mask_selects_everything_if_asked_and_else_needs_values() -> None:
+    with fake_mode(all_selected=True):
+        x = torch.ones(4, 6)
+        assert x[x > 0].shape == (24,)
+    with fake_mode():
+        x = torch.ones(4, 6)
+        with pytest.raises(DynamicOutputShapeException):
+            x[x > 0]
+
+
+def test_a_single_draw_is_its_mean_under_the_cuda_path_only() -> None:
+    with fake_mode(), cuda_path():
+        assert bool(torch.rand(1) > 0.49)
+        assert not bool(torch.rand([]) > 0.51)
+        assert torch.rand(2, 3).shape == (2, 3)
+    torch.manual_seed(0)
+    assert float(torch.rand(1)) != 0.5
