@@ -171,8 +171,11 @@ def structure(model: nn.Module) -> Hashable:
         number = numbers.setdefault(id(t), len(numbers))
         return number, tuple(t.shape), t.stride(), t.dtype, t.requires_grad
 
+    def classes(module: nn.Module) -> Hashable:  # by name: a method may make the same class anew for each model
+        return tuple(f"{c.__module__}.{c.__qualname__}" for c in type(module).__mro__)
+
     return tuple(
-        (name, type(module), *((n, tensor(t)) for n, t in [*module._parameters.items(), *module._buffers.items()]))
+        (name, classes(module), *((n, tensor(t)) for n, t in [*module._parameters.items(), *module._buffers.items()]))
         for name, module in model.named_modules()
     )
 
