@@ -18,13 +18,13 @@ from torch.testing._internal.two_tensor import TwoTensor
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from leantune.errors import Unsupported
+from leantune.meter.device import fake_gpu
 from leantune.meter.simulate import (
     CAST_TO_FP32,
     RESULT_IN_FP32,
     cuda_path,
     fake_copies,
     fake_copy,
-    fake_gpu,
     fake_mode,
 )
 from leantune.meter.tensors import MemoryReading, TensorMeter

@@ -34,7 +34,8 @@ from transformers.utils import logging
 
 from leantune.errors import Unsupported
 from leantune.meter.allocator import CachingAllocator
-from leantune.meter.simulate import cuda_path, fake_copies, fake_gpu, fake_mode
+from leantune.meter.device import fake_gpu
+from leantune.meter.simulate import cuda_path, fake_copies, fake_mode
 from leantune.meter.tensors import TensorMeter
 from leantune.probe import NEEDS_VALUES
 

@@ -2,7 +2,8 @@
 
 A fake tensor on the `cpu` device runs the CPU's choice of implementations. `cuda_path` swaps those whose memory
 differs on CUDA: dropout (a mask of 1 byte an element, not a float one), attention (a fused kernel that saves no
-probabilities), Mamba's scan (meter/mamba.py) and the autocast policy (ATen/autocast_mode.h: CUDA runs more operators in float32).
+probabilities), Mamba's scan (meter/mamba.py) and the autocast policy (ATen/autocast_mode.h: CUDA runs more
+operators in float32).
 Operators with an autocast policy on the CPU already have CUDA's, float32.
 `fake_copy` makes the copy of a model that a probe trains in place of the model.
 """
@@ -20,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from leantune.errors import Unsupported
 from leantune.meter import mamba
@@ -29,7 +29,6 @@ from leantune.meter.tensors import plain_attributes, tensors_in
 Companion = TypeVar("Companion")
 aten = torch.ops.aten
 HALF = (torch.bfloat16, torch.float16)
-GPU = "gpu"
 
 # AT_FORALL_FP32 of ATen/autocast_mode.h: on CUDA their half inputs are cast to float32.
 CAST_TO_FP32: tuple[str, ...] = tuple(
@@ -137,61 +136,6 @@ def cuda_path() -> Iterator[None]:
         library._destroy()
 
 
-def fake_gpu() -> str:
-    """A device for fake tensors that is not the host, so that a copy from the host takes memory on it; its name.
-
-    Torch's hook for backends written in Python serves: nothing ever runs there. Optimizers take it for a GPU.
-    """
-    if torch._C._get_privateuse1_backend_name() != GPU:
-        _setup_privateuseone_for_python_backend(GPU, _NoDevice(), _NoHooks())
-    return GPU
-
-
-class _NoDevice:
-    """What torch asks of a device's module. It is not available, so nothing chooses it by default."""
-
-    def is_available(self) -> bool:
-        return False
-
-    def is_initialized(self) -> bool:
-        return True
-
-    def _is_in_bad_fork(self) -> bool:
-        return False
-
-    def device_count(self) -> int:
-        return 1
-
-    def current_device(self) -> int:
-        return 0
-
-    def device(self, index: int) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return list(HALF)
-
-    def manual_seed_all(self, seed: int) -> None:
-        pass
-
-    def get_rng_state(self) -> Tensor:  # checkpointing keeps it
-        return torch.empty(0, dtype=torch.uint8)
-
-    def set_rng_state(self, state: Tensor) -> None:
-        pass
-
-
-class _NoHooks(torch._C._acc.PrivateUse1Hooks):  # type: ignore[name-defined, misc]
-    def is_available(self) -> bool:
-        return False
-
-    def has_primary_context(self, index: int) -> bool:
-        return True
-
-    def is_built(self) -> bool:
-        return True
-
-
 def fake_copy(model: nn.Module) -> nn.Module:
     """The model with empty fake CPU tensors in place of its parameters, buffers and plain tensor attributes.
 
@@ -208,7 +152,7 @@ def fake_copies(
     """`fake_copy` of a model and a copy of an object that may refer to its tensors, such as a method's state.
 
     Tensors that the companion holds and the model does not (a method's own examples) are shared, not copied.
-    Tensors on the meta device get their fakes on `device`, all others on `host` (see `fake_gpu`).
+    Tensors on the meta device get their fakes on `device`, all others on `host` (see `device.fake_gpu`).
     """
     tensors = list(_own_tensors(model))
     users = Counter(t.untyped_storage()._cdata for t in tensors)
