@@ -41,7 +41,7 @@ from leantune.probe import NEEDS_VALUES
 
 # The one fit, for all runs: the tokens of the longest batch, which are not published.
 LONGEST = 696
-SHORT = 64  # the last of the bucket before; its optimizer states, logits and cache are there when the longest comes
+SHORT = 64  # assumed, not fitted: the last of the bucket before; its optimizer states, logits and cache are there when the longest comes
 CUBLAS_WORKSPACE = 8_519_680  # bytes for each of two threads, forward and backward, before Hopper (CUDABlas.cpp)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
