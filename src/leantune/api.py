@@ -14,14 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from leantune.errors import BadInput, Unsupported  # noqa: F401  (part of the contract: plugins raise these)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shlex
 import sys
@@ -213,12 +214,15 @@ def _validate(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    gc.disable()  # collecting while torch and transformers are imported costs one to two seconds
+    from leantune import cards, predict
+
+    gc.freeze()
+    gc.enable()
     given = (arguments.model, arguments.method, arguments.batch, arguments.seq)
     if max(map(len, given)) > 1:
         _sweep(arguments)
         return
-    from leantune import cards, predict
-
     arguments.model, arguments.method, arguments.batch, arguments.seq = (next(iter(v), None) for v in given)
     words: dict[str, Any] = {
         "task": arguments.task, "batch": arguments.batch, "length": arguments.seq, "head": arguments.head,

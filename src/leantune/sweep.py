@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from leantune import cards, registry
 from leantune.errors import BadInput, Unsupported
-from leantune.published import bytes_text, count_text, text_table
+from leantune.text import bytes_text, count_text, text_table
 
 Row = dict[str, Any]
 

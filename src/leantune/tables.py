@@ -14,7 +14,7 @@ from typing import Any
 
 from leantune import plan
 from leantune.errors import BadInput
-from leantune.published import compare_records, markdown_leaderboard, text_table, update_readme
+from leantune.published import compare_records, markdown_leaderboard, update_readme
 from leantune.record import read_records
 from leantune.rows import (
     CELL_COLUMNS,
@@ -28,6 +28,7 @@ from leantune.rows import (
     leaderboard,
     read_entries,
 )
+from leantune.text import text_table
 
 __all__ = [
     "compare_published",

@@ -53,15 +53,29 @@ linalg_matrix_norm.str_ord sum sum.dim_IntList
 
 
 class _QuickFakeMode(FakeTensorMode):
-    """FakeTensorMode with a cheaper look-up in its cache of results.
+    """FakeTensorMode with a shorter way through its cache of results.
 
     A training step is thousands of operators on a few shapes, so nearly all of its time is the cache's. The key here
-    has what a dense tensor's result can depend on, and leaves out sparse, conjugated and symbolic ones.
+    has what a dense tensor's result can depend on, and leaves out sparse, conjugated and symbolic ones; a result that
+    is known is made without the checks that its first making passed.
     """
 
     def __init__(self, all_selected: bool = False) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.all_selected = all_selected
+        self._attributes: dict[torch.device, dict[str, Any]] = {}  # of a new fake tensor on a device
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with contextlib.suppress(fake_tensor._BypassDispatchCache):
+            known = FakeTensorMode.cache.get(self._cache_key(None, func, args, kwargs or {}))
+            if isinstance(known, fake_tensor._DispatchCacheValidEntry):
+                made = [self._made(one, func, args) for one in known.output_infos]
+                return tuple(made) if known.is_output_tuple else made[0]
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten.nonzero.default and self.all_selected:
@@ -76,38 +90,45 @@ class _QuickFakeMode(FakeTensorMode):
     def _cache_key(self, state: Any, func: Any, args: Any, kwargs: Any) -> Any:
         key = [func, torch.get_default_dtype(), torch.is_inference_mode_enabled()]
         self._describe(key, args)
-        self._describe(key, tuple(kwargs))
+        self._describe(key, kwargs)
         self._describe(key, kwargs.values())
         return fake_tensor._DispatchCacheKey(tuple(key))
 
     def _describe(self, key: list[Any], values: Any) -> None:
         key.append(len(values))
         for value in values:
-            if isinstance(value, FakeTensor):
+            kind = type(value)
+            if kind is FakeTensor:
                 plain = value.layout is torch.strided and not (value.is_conj() or value.is_neg())
                 if value.constant is not None or value.fake_mode is not self or not plain:
                     raise fake_tensor._BypassDispatchCache("not a plain fake tensor")
                 key += (value.shape, value.stride(), value.storage_offset(), value.dtype, value.requires_grad)
                 key.append(value.fake_device)
-            elif isinstance(value, Tensor):
-                raise fake_tensor._BypassDispatchCache("non-fake tensor")
-            elif isinstance(value, (list, tuple)):
+            elif kind is list or kind is tuple:
                 self._describe(key, value)
+            elif isinstance(value, Tensor):
+                raise fake_tensor._BypassDispatchCache("not a plain fake tensor")
             else:
-                key += (type(value), value)
+                key += (kind, value)
 
-    def _get_output_tensor_from_cache_entry(self, state: Any, entry: Any, key: Any, func: Any, args: Any) -> Any:
+    def _made(self, entry: Any, func: Any, args: Any) -> Any:
+        """The result of an operator that the cache knows: the argument that it wrote to, a constant, or a tensor."""
+        if entry.inplace_idx is not None:
+            return args[entry.inplace_idx]
         seen = entry.metadata
-        if seen is None or entry.inplace_idx is not None:
-            return super()._get_output_tensor_from_cache_entry(state, entry, key, func, args)
-        with fake_tensor.in_kernel_invocation_manager(self):
-            out = torch.empty_strided(
-                seen.shape, seen.stride, dtype=seen.dtype, device="meta", requires_grad=seen.requires_grad
-            )
-            if func.is_view:
-                storage = args[entry.view_idx].untyped_storage()
-                out.set_(storage, seen.storage_offset, seen.shape, seen.stride)
-        return FakeTensor(self, out, seen.device)
+        if seen is None:
+            return entry.constant_value
+        out = torch.empty_strided(seen.shape, seen.stride, dtype=seen.dtype, device="meta")
+        if func.is_view:
+            out.set_(args[entry.view_idx].untyped_storage(), seen.storage_offset, seen.shape, seen.stride)
+        if seen.device not in self._attributes:
+            self._attributes[seen.device] = dict(vars(FakeTensor(self, out, seen.device)))
+        fake = Tensor._make_subclass(
+            FakeTensor, out, seen.requires_grad, dispatch_device=True, device_for_backend_keys=seen.device
+        )
+        torch._C._set_throw_on_mutable_data_ptr(fake)
+        fake.__dict__.update(self._attributes[seen.device])
+        return fake
 
 
 def fake_mode(all_selected: bool = False) -> FakeTensorMode:

@@ -166,10 +166,10 @@ class TensorMeter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if any(hasattr(t, "__tensor_flatten__") for t in types):
-            return NotImplemented  # the subclass unwraps itself; its inner operators come here next
         if func is _DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # asked twice for every operator, so worth a short cut
+        if any(t is not FakeTensor and hasattr(t, "__tensor_flatten__") for t in types):
+            return NotImplemented  # the subclass unwraps itself; its inner operators come here next
         if func is _ITEM and isinstance(args[0], FakeTensor):
             return scalar_of(args[0])
         kwargs = kwargs or {}
