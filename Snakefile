@@ -1,6 +1,6 @@
 # The DAG: a cell per (model, task, method, seed), then the tables, the gate, and what was reproduced.
 # config/ says what to run, profiles/ how. Every shell line is one `python -m leantune` command.
-from leantune.dag import PATTERN, Jobs
+from leantune.dag import PATTERN, TRIAL, Jobs
 
 
 configfile: "config/config.yaml"
@@ -18,6 +18,7 @@ localrules:
     footprint_settings,
     tables,
     gate,
+    choice,
 
 
 wildcard_constraints:
@@ -26,6 +27,7 @@ wildcard_constraints:
     task="[^/]+",
     method="[^/]+",
     seed=r"\d+",
+    trial=r"\d+",
 
 
 rule all:
@@ -42,6 +44,8 @@ rule all:
 
 
 rule cell:
+    input:
+        JOBS.choices,  # of tuned methods: what their trials chose
     output:
         f"{OUT}/records/{PATTERN}.json",
     log:
@@ -65,7 +69,31 @@ rule cell:
     shell:
         "python -m leantune run {params.arguments} --timeout {resources.timeout}"
         " --attempt {resources.attempt} --attempts {resources.attempts}"
-        " --limit-mb {resources.limit_mb} --out {output} 2> {log}"
+        " --limit-mb {resources.limit_mb} --tuning {input} --out {output} 2> {log}"
+
+
+use rule cell as trial with:
+    input:
+        [],
+    output:
+        f"{OUT}/tuning/{TRIAL}.json",
+    log:
+        f"{OUT}/logs/{TRIAL}.log",
+    benchmark:
+        f"{OUT}/benchmarks/{TRIAL}.tsv"
+
+
+rule choice:
+    input:
+        JOBS.trials,
+    output:
+        f"{OUT}/tuning/{{key}}/{{model}}/{{task}}/{{method}}/chosen.json",
+    log:
+        f"{OUT}/logs/{{key}}/{{model}}/{{task}}/{{method}}/chosen.log",
+    conda:
+        ENVIRONMENT
+    shell:
+        "python -m leantune choose {input} --out {output} 2> {log}"
 
 
 rule settings:

@@ -107,6 +107,29 @@ def test_what_reruns_and_what_does_not(project):
     assert project.planned()[0] == ["gamma"]
 
 
+def test_trials_come_first_and_their_choice_feeds_the_cells(project):
+    alpha = project.plugins / "methods" / "alpha" / "method.yaml"
+    alpha.write_text(alpha.read_text() + "search: {lr: [1.0e-4, 3.0e-4, 1.0e-3]}\n")
+    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta"], "seeds": [0, 1]}
+    project.configure({**block, "trials": 3})
+    methods, text = project.planned()
+    assert methods.count("alpha") == 3 + 2
+    assert methods.count("beta") == 2
+    assert text.count("rule choice:") == 1
+    calls = project.folder / "calls"
+    fake = project.fake_python(f'echo "$@" >> {calls}; echo "{{}}" > "$last"')
+    done = project.snakemake("--until", "cell", PATH=f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = calls.read_text().splitlines()
+    chosen = next(i for i, line in enumerate(lines) if " choose " in line)
+    alphas = [(i, line) for i, line in enumerate(lines) if "--method alpha" in line]
+    assert [i < chosen for i, line in alphas if "--trial" in line] == [True] * 3
+    assert [i > chosen and "chosen.json" in line for i, line in alphas if "--trial" not in line] == [True] * 2
+    assert not any("chosen.json" in line for line in lines if "--method beta" in line)
+    assert sum("--set alpha.lr" in line for _, line in alphas) == 2  # the first trial is the default
+    assert project.planned()[0] == []
+
+
 def test_a_killed_run_goes_on_where_it_was(project):
     """SIGKILL leaves Snakemake's lock; the next start through leantune.bench removes it and repeats nothing."""
     fake = project.fake_python('case "$last" in *beta*) sleep 60;; esac; echo "{}" > "$last"')

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import sample_records
 
-from leantune import cli, record, tune
+from leantune import cli, plan, record, tune
 from leantune.errors import BadInput
 
 TINY = ["task.steps=2", "task.train=32", "task.validation=8", "task.test=8", "task.batch=4", "task.length=16",
@@ -58,3 +59,86 @@ def test_trials_are_made_once_and_scored_on_the_validation_split(tmp_path, capsy
     before = [f.stat().st_mtime_ns for f in files]
     assert cli.main(words) == 0
     assert [f.stat().st_mtime_ns for f in files] == before
+
+
+def test_a_method_tries_its_default_and_the_nearest_points_of_its_grid():
+    assert tune.nearest_points("full", "classification", 3) == [{}, {"full.lr": 1e-4}, {"full.lr": 4e-4}]
+    points = tune.nearest_points("came", "classification", 4)
+    assert points == [{}, {"came.lr_scale": 0.045}, {"came.lr_scale": 0.22}, {"came.beta3": 0.999}]
+    assert tune.nearest_points("full", "classification", 1) == [{}]
+    assert len(tune.nearest_points("full", "classification", 99)) == 4  # the grid has no more
+
+
+CONFIG = {
+    "device": "cpu",
+    "cells": [
+        {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["full", "came", "head"], "trials": 3},
+        {
+            "models": ["minilm-l6"], "tasks": ["sentiment"],
+            "methods": ["vocab_pruning", "vocab_pruning+came", "svfit", "came@b3_999"],
+        },
+        {"models": ["minilm-l6"], "tasks": ["valence"], "methods": ["full"]},
+    ],
+}  # fmt: skip
+
+
+def test_what_is_tuned_and_who_takes_its_settings():
+    config = plan.load_config(CONFIG)
+    planned = tune.planned(config)
+    assert sorted((len(cells), cells[0].method) for cells in planned.values()) == [(3, "came"), (3, "full")]
+    assert {cell.trial for cells in planned.values() for cell in cells} == {0, 1, 2}
+    taken = {
+        (cell.task.name, cell.method): [file.split("/")[4] for file in tune.choice_files(cell, planned)]
+        for cell in plan.expand(config)
+    }
+    assert taken == {
+        ("sentiment", "full"): ["full"],
+        ("sentiment", "came"): ["came"],
+        ("sentiment", "head"): [],
+        ("sentiment", "vocab_pruning"): ["full"],
+        ("sentiment", "vocab_pruning+came"): ["came"],
+        ("sentiment", "svfit"): [],
+        ("sentiment", "came@b3_999"): ["came"],
+        ("valence", "full"): [],
+    }
+
+
+def trial(number, value, *words, method="came"):
+    row = sample_records.ok(method, quality=value, command=f"leantune run {' '.join(words)} --out FILE")
+    row["cell"]["trial"] = number
+    return row
+
+
+def test_a_choice_is_the_best_trial_and_says_whether_it_is_at_the_edge():
+    low, high = ("--set", "came.lr_scale=0.045"), ("--set", "came.lr_scale=0.22", "--set", "task.steps=5")
+    middle = tune.choice([trial(0, 0.8), trial(1, 0.7, *low), trial(2, 0.6, *high)])
+    assert (middle["chosen"], middle["settings"], middle["at_edge"]) == (0, {}, [])
+    edge = tune.choice([trial(0, 0.8), trial(1, 0.7, *low), trial(2, 0.9, *high)])
+    assert (edge["chosen"], edge["settings"], edge["at_edge"]) == (2, {"came.lr_scale": 0.22}, ["came.lr_scale"])
+    assert [row["value"] for row in edge["trials"]] == [0.8, 0.7, 0.9]
+    failed = [{**trial(n, 0.8), "status": "diverged", "quality": None} for n in range(2)]
+    assert (tune.choice(failed)["chosen"], tune.choice(failed)["settings"]) == (None, {})
+
+
+def test_a_point_keeps_what_it_sets():
+    chosen = {"settings": {"came.lr_scale": 0.22, "came.beta3": 0.9999}}
+    cell = plan.resolve("minilm-l6", "sentiment", "came@b3_999", device="cpu")
+    assert tune.chosen_settings(cell, [chosen]) == {"came.lr_scale": 0.22}
+
+
+def test_a_run_takes_the_chosen_settings_and_records_the_trials(tmp_path, capsys):
+    file, out = tmp_path / "chosen.json", tmp_path / "record.json"
+    records = [tmp_path / "0.json", tmp_path / "1.json"]
+    record.write_record(records[0], trial(0, 0.8, method="full"))
+    record.write_record(records[1], trial(1, 0.9, "--set", "full.lr=4.0e-4", method="full"))
+    assert cli.main(["choose", *map(str, records), "--out", str(file)]) == 0
+    words = ["run", "--model", "mini-gpt", "--task", "pretrain", "--method", "full", "--device", "cpu"]
+    words += [word for setting in TINY for word in ("--set", setting)]
+    assert cli.main([*words, "--tuning", str(file), "--out", str(out)]) == 0
+    done = record.read_record(out)
+    assert "--set full.lr=0.0004" in done["provenance"]["command"]
+    assert done["tuning"]["full"]["chosen"] == 1
+    assert done["tuning"]["full"]["at_edge"] == ["full.lr"]
+    capsys.readouterr()
+    assert cli.main([*words, "--tuning", str(out), "--out", str(out)]) == 2
+    assert "not a choice of settings" in capsys.readouterr().err

@@ -37,9 +37,11 @@ def run(
     limit: int | None = None,
     export: Path | None = None,
     command: list[str] | None = None,
+    tuning: dict[str, Any] | None = None,
 ) -> int:
     """Run a cell and write its record to `out`. Returns the exit status: 0 with a record, or 75 without one
-    after `oom` or `timeout` while attempts are left. `limit`: bytes that the cell may be predicted to need. Raises BadInput where nothing should be recorded."""
+    after `oom` or `timeout` while attempts are left. `limit`: bytes that the cell may be predicted to need; `tuning`: where its settings are
+    from, for the record. Raises BadInput where nothing should be recorded."""
     _check_writable(out)
     started = time.time()
     reason = registry.unsupported_reason(cell.parts, cell.model, cell.task.spec["kind"], cell.device)
@@ -57,7 +59,7 @@ def run(
             file=sys.stderr,
         )
         return RETRY
-    finished = _record(cell, result, started, command or cell.command(str(out)))
+    finished = {**_record(cell, result, started, command or cell.command(str(out))), "tuning": tuning}
     record.write_record(out, finished)
     print(summary(finished, time.time() - started), flush=True)  # to stdout: the DAG shows it, all else goes to the log
     return 0

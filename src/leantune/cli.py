@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--limit-mb", type=int, default=0, metavar="MIB",
                      help="do not start where the prediction needs more (0: what the machine has)")  # fmt: skip
     run.add_argument("--export", type=Path, metavar="FOLDER", help="save the trained model here")
+    run.add_argument("--tuning", nargs="*", type=Path, default=[], metavar="FILE",
+                     help="settings chosen by `leantune choose` for parts of the stack")  # fmt: skip
     run.set_defaults(action=_run)
 
     tune = commands.add_parser("tune", help="run a cell for each of several settings, scored on the validation split")
@@ -74,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--output", type=Path, default=Path("runs/default"), help="the run's folder (runs/default)")
     tune.add_argument("--timeout", type=float, default=60.0, metavar="MINUTES", help="end a trial after this (60)")
     tune.set_defaults(action=_tune)
+
+    choose = commands.add_parser("choose", help="the best of a method's trials, as a file for `run --tuning`")
+    choose.add_argument("trials", nargs="+", type=Path, metavar="RECORD")
+    choose.add_argument("--out", required=True, type=Path)
+    choose.set_defaults(action=_choose)
 
     predict = commands.add_parser("predict", help="peak memory of a method on a model, with no GPU and no weights")
     _list_flag(predict, "--model", str, required=True, help="one or more, comma-separated")
@@ -174,16 +181,32 @@ def _tune(arguments: argparse.Namespace) -> None:
     print(tune.describe(grid, cells_, records))
 
 
+def _choose(arguments: argparse.Namespace) -> None:
+    from leantune import tune
+
+    record.write_json(arguments.out, tune.choice([record.read_record(file) for file in arguments.trials]))
+
+
 def _run(arguments: argparse.Namespace) -> int:
+    from leantune import tune
+
     settings, method = _settings_and_method(arguments)
-    cell = plan.resolve(
-        arguments.model, arguments.task, method, arguments.seed,
-        trial=arguments.trial, device=arguments.device, overrides=settings,
-    )  # fmt: skip
+
+    def resolved(settings: dict[str, Any]) -> plan.Cell:
+        return plan.resolve(
+            arguments.model, arguments.task, method, arguments.seed,
+            trial=arguments.trial, device=arguments.device, overrides=settings,
+        )  # fmt: skip
+
+    cell, tuning = resolved(settings), None
+    if arguments.tuning:
+        choices = [tune.read_choice(file) for file in arguments.tuning]
+        cell = resolved({**settings, **tune.chosen_settings(cell, choices)})
+        tuning = {one["method"]: one for one in choices}
     return cells.run(
         cell, arguments.out, timeout_minutes=arguments.timeout, attempt=arguments.attempt,
         attempts=arguments.attempts, threads=arguments.threads, force=arguments.force,
-        limit=arguments.limit_mb * 2**20 or None, export=arguments.export,
+        limit=arguments.limit_mb * 2**20 or None, export=arguments.export, tuning=tuning,
     )  # fmt: skip
 
 

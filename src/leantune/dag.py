@@ -10,12 +10,13 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from leantune import footprint, plan
+from leantune import footprint, plan, tune
 from leantune.errors import BadInput
 from leantune.record import write_json
 
 MIB = 2**20
 PATTERN = "{key}/{model}/{task}/{method}/{seed}"  # a cell's place below records/, logs/ and benchmarks/
+TRIAL = PATTERN + "-trial{trial}"  # a trial's, below tuning/ too
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,39 @@ class Jobs:
     def __init__(self, config: Mapping[str, Any]) -> None:
         try:
             self.config = plan.load_config(config)
-            self._jobs = {_name(cell): _job(cell) for cell in plan.expand(self.config)}
+            cells = plan.expand(self.config)
+            self._jobs = {_name(cell): _job(cell) for cell in cells}
+            choices = tune.planned(self.config)
+            self._trials = {file: [_name(trial) for trial in trials] for file, trials in choices.items()}
+            self._jobs |= {_name(trial): _job(trial) for trials in choices.values() for trial in trials}
+            self._choices = {_name(cell): tune.choice_files(cell, choices) for cell in cells} if choices else {}
+            self._names = [_name(cell) for cell in cells]
             self.footprint = footprint.digest(footprint.expand(self.config))
         except BadInput as error:
             raise WorkflowError(str(error)) from None  # printed as one sentence, without a traceback
 
     def __getitem__(self, wildcards: Any) -> Job:
-        return self._jobs[PATTERN.format(**dict(wildcards.items()))]
+        words = dict(wildcards.items())
+        return self._jobs[(TRIAL if "trial" in words else PATTERN).format(**words)]
 
     def files(self, pattern: str) -> list[str]:
         """`pattern` with `{cell}` filled in, for every cell in the order of the config."""
-        return [pattern.format(cell=name) for name in self._jobs]
+        return [pattern.format(cell=name) for name in self._names]
+
+    @property
+    def choices(self) -> Any:
+        """The input function of the cell rule: the choice files that a cell takes its settings from. A config without
+        trials has none: calling a function for each of 10,000 cells would cost seconds."""
+        if not self._choices:
+            return []
+        return lambda words: [
+            f"{self.config['output']}/{f}" for f in self._choices[PATTERN.format(**dict(words.items()))]
+        ]
+
+    def trials(self, wildcards: Any) -> list[str]:
+        """The records of the trials that a choice is made from."""
+        file = "tuning/{key}/{model}/{task}/{method}/chosen.json".format(**dict(wildcards.items()))
+        return [f"{self.config['output']}/tuning/{name}.json" for name in self._trials[file]]
 
     def save_config(self, file: str) -> None:
         """Keep the resolved config beside what it produced, so that the tables know what was asked for."""
@@ -52,7 +75,7 @@ class Jobs:
 
 
 def _name(cell: plan.Cell) -> str:
-    return cell.record_path.removeprefix("records/").removesuffix(".json")
+    return cell.record_path.partition("/")[2].removesuffix(".json")
 
 
 def _job(cell: plan.Cell) -> Job:

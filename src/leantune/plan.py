@@ -165,10 +165,7 @@ def expand(config: Mapping[str, Any]) -> list[Cell]:
             for task in block["tasks"]:
                 for method in block["methods"]:
                     for seed in block.get("seeds", config["seeds"]):
-                        settings = {**config.get("set", {}), **block.get("set", {})}
-                        parts = registry.parse_stack(method, registry.get("tasks", task).spec["kind"])
-                        stacked = {"task", *(part.plugin.name for part in parts)}  # `came` trains with `full`'s rate
-                        mine = {k: v for k, v in settings.items() if k.partition(".")[0] in stacked}
+                        mine = settings_for(config, block, method, registry.get("tasks", task).spec["kind"])
                         cell = resolve(model, task, method, seed, device=config["device"], overrides=mine)
                         former = cells.setdefault(cell.record_path, cell)
                         if former.hashes != cell.hashes:
@@ -177,6 +174,14 @@ def expand(config: Mapping[str, Any]) -> list[Cell]:
                                 "record; give one of them a point of its own"
                             )
     return list(cells.values())
+
+
+def settings_for(config: Mapping[str, Any], block: Mapping[str, Any], method: str, kind: str) -> dict[str, Any]:
+    """What a config and one of its blocks set for a stack: the task's settings and those of its parts."""
+    settings = {**config.get("set", {}), **block.get("set", {})}
+    parts = registry.parse_stack(method, kind)
+    stacked = {"task", *(part.plugin.name for part in parts)}  # `came` trains with `full`'s rate
+    return {key: value for key, value in settings.items() if key.partition(".")[0] in stacked}
 
 
 def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -189,6 +194,7 @@ def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
         "device": "auto",
         "allowed_statuses": ["ok", "unsupported"],
         "timeout_minutes": 60,
+        "trials": 0,
         "footprint": [],
     }
     return {**defaults, **given}

@@ -1,13 +1,18 @@
-"""Tuning: one cell per point of a grid of settings, scored on the validation split, so that all get equal trials.
+"""Tuning: cells that try settings and are scored on the validation split, so that all methods get equal trials.
 
-A trial's record lies in `<output>/tuning/` under the trial's number; one that was made with the same code and
-settings is not made again. What was found is then written into a config's `set:`.
+A trial's record lies in `<output>/tuning/` under the trial's number. A config's `trials: N` gives each method that
+lists values under `search:` N trials on each model and task with seed 0: its default, then the nearest points of the
+grid. The best one's settings serve every seed, every point of the method and every stack that it is part of.
+`leantune tune` tries a grid by hand; a trial that was made with the same code and settings is not made again.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +73,146 @@ def run(cell: Cell, output: Path, timeout_minutes: float) -> record.Record:
     return record.read_record(file)
 
 
-def best(records: list[record.Record]) -> int | None:
+def best(records: Sequence[record.Record]) -> int | None:
     """The index of the best score, the first of equals; None where no trial ended well."""
     scored = [(i, r["quality"]) for i, r in enumerate(records) if r["status"] == "ok"]
     if not scored:
         return None
     sign = -1 if scored[0][1]["higher_is_better"] else 1
     return min(scored, key=lambda found: sign * found[1]["value"])[0]
+
+
+# ------------------------------------------------------------------ a config's trials
+
+
+def nearest_points(method: str, kind: str, count: int) -> list[dict[str, Any]]:
+    """The method's default, which is no setting at all, and the `count - 1` points of its grid that are nearest to
+    it: fewest steps along the sorted values, all parameters together; of equals those that move what is listed first."""
+    part = registry.parse_stack(method, kind)[-1]
+    searched: Mapping[str, list[Any]] = part.plugin.spec["search"]
+
+    def steps(name: str, value: Any) -> float:
+        values, default = sorted(searched[name], key=_rank), part.params[name]
+        if default in values:
+            return abs(values.index(value) - values.index(default))
+        place = bisect.bisect(values, _rank(default), key=_rank) - 0.5
+        return abs(values.index(value) - place)
+
+    grid = [dict(zip(searched, values, strict=True)) for values in itertools.product(*searched.values())]
+    others = [point for point in grid if any(part.params[name] != value for name, value in point.items())]
+
+    def distance(point: dict[str, Any]) -> tuple[float, list[float]]:
+        taken = [steps(name, value) for name, value in point.items()]
+        return sum(taken), taken[::-1]
+
+    others.sort(key=distance)
+    changed = [{n: v for n, v in point.items() if v != part.params[n]} for point in others[: count - 1]]
+    return [{}, *({f"{method}.{name}": value for name, value in point.items()} for point in changed)]
+
+
+def _rank(value: Any) -> tuple[bool, Any]:
+    return (True, str(value)) if isinstance(value, str) else (False, value)
+
+
+def planned(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
+    """The trials of a validated config, by the file below its output that says which of them was chosen."""
+    found = {}
+    for block in config["cells"]:
+        count = block.get("trials", config["trials"])
+        for model, task, method in itertools.product(block["models"], block["tasks"], block["methods"]):
+            if count < 1 or "+" in method or "@" in method or not registry.get("methods", method).spec.get("search"):
+                continue
+            kind = registry.get("tasks", task).spec["kind"]
+            settings = plan.settings_for(config, block, method, kind)
+            cells_ = [
+                plan.resolve(model, task, method, 0, trial=i, device=config["device"], overrides={**settings, **point})
+                for i, point in enumerate(nearest_points(method, kind, count))
+            ]
+            found[_choice_file(cells_[0], method)] = cells_
+    return found
+
+
+def choice_files(cell: Cell, known: Iterable[str]) -> list[str]:
+    """Which of the `known` choices a cell takes its settings from: those of its parts. What it trains with without
+    naming it, `full`, counts only where no part of it is tuned, as the parts were tuned beside `full`'s default."""
+    files = {part.plugin.name: _choice_file(cell, part.plugin.name) for part in cell.parts}
+    tuned = {name: file for name, file in files.items() if file in known}
+    return [file for name, file in tuned.items() if name != "full" or len(tuned) == 1]
+
+
+def _choice_file(cell: Cell, method: str) -> str:
+    return f"tuning/{cell.key['short']}/{cell.model_name}/{cell.task.name}/{method}/chosen.json"
+
+
+def choice(records: Sequence[record.Record]) -> dict[str, Any]:
+    """What was chosen of a method's trials, and why: the content of a choice file and of a record's `tuning.METHOD`.
+
+    `at_edge` names the settings whose chosen value is the smallest or largest one tried: better ones may lie beyond.
+    """
+    method = records[0]["cell"]["method"]
+    rows = [
+        {
+            "trial": row["cell"]["trial"],
+            "settings": _settings_of(row),
+            "status": row["status"],
+            "value": row["quality"]["value"] if row["status"] == "ok" else None,
+        }
+        for row in records
+    ]
+    winner = best(records)
+    chosen = {} if winner is None else rows[winner]["settings"]
+    defaults = {
+        f"{method}.{name}": value for name, value in registry.parse_stack(method, _kind(records[0]))[-1].params.items()
+    }
+    tried = {key: [{**defaults, **row["settings"]}[key] for row in rows] for row in rows for key in row["settings"]}
+    now = {**defaults, **chosen}
+    at_edge = (
+        []
+        if winner is None
+        else [key for key in sorted(tried) if now[key] in (min(tried[key], key=_rank), max(tried[key], key=_rank))]
+    )
+    return {
+        "method": method,
+        "metric": next((row["quality"]["metric"] for row in records if row["status"] == "ok"), None),
+        "trials": rows,
+        "chosen": winner,
+        "settings": chosen,
+        "at_edge": at_edge,
+    }
+
+
+def read_choice(file: Path) -> dict[str, Any]:
+    """What `choice` wrote. Raises BadInput naming a file that is something else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        found["settings"], found["method"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{file}: not a choice of settings ({str(error)[:120]}); make it with `leantune choose`"
+        ) from error
+    return found
+
+
+def chosen_settings(cell: Cell, choices: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that a cell takes from its parts' choices; what a part's own point sets stays as the point says."""
+    points = {part.plugin.name: part.plugin.spec.get("points", {}).get(part.point or "", {}) for part in cell.parts}
+    return {
+        key: value
+        for one in choices
+        for key, value in one["settings"].items()
+        if key.partition(".")[2] not in points[key.partition(".")[0]]
+    }
+
+
+def _settings_of(row: record.Record) -> dict[str, Any]:
+    """The settings of its own method that a trial was run with, from the command in its record."""
+    words = shlex.split(row["provenance"]["command"])
+    given = plan.parse_settings([value for flag, value in itertools.pairwise(words) if flag == "--set"])
+    return {key: value for key, value in given.items() if key.partition(".")[0] == row["cell"]["method"]}
+
+
+def _kind(row: record.Record) -> str:
+    return str(registry.get("tasks", row["cell"]["task"]).spec["kind"])
 
 
 def describe(grid: Grid, done: list[Cell], records: list[record.Record]) -> str:
