@@ -49,7 +49,10 @@ def run(
         result: dict[str, Any] = {"status": "unsupported", "reason": reason}
     else:
         result = _run_worker(
-            cell, timeout_minutes, threads, {"force": force, "limit": limit, "export": export and str(export)}
+            cell,
+            timeout_minutes,
+            threads,
+            {"force": force, "limit": limit, "export": export and str(export), "draws": cell.flatness},
         )
     if result["status"] == "bad_input":
         raise BadInput(result["reason"])

@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--limit-mb", type=int, default=0, metavar="MIB",
                      help="do not start where the prediction needs more (0: what the machine has)")  # fmt: skip
     run.add_argument("--export", type=Path, metavar="FOLDER", help="save the trained model here")
+    run.add_argument("--flatness", type=int, default=0, metavar="DRAWS",
+                     help="random changes after training that tell how flat the minimum is (0)")  # fmt: skip
     run.add_argument("--tuning", nargs="*", type=Path, default=[], metavar="FILE",
                      help="settings chosen by `leantune choose` for parts of the stack")  # fmt: skip
     run.set_defaults(action=_run)
@@ -195,7 +197,7 @@ def _run(arguments: argparse.Namespace) -> int:
     def resolved(settings: dict[str, Any]) -> plan.Cell:
         return plan.resolve(
             arguments.model, arguments.task, method, arguments.seed,
-            trial=arguments.trial, device=arguments.device, overrides=settings,
+            trial=arguments.trial, device=arguments.device, overrides=settings, flatness=arguments.flatness,
         )  # fmt: skip
 
     cell, tuning = resolved(settings), None

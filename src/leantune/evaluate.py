@@ -91,3 +91,17 @@ def predict_split(
         with inference.forward(inputs), _autocast(device, dtype):
             model(**inputs)
     return predictions, references
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Iterable[Batch], device: str, dtype: str) -> float:
+    """The training loss in eval mode, averaged over the batches by their number of sequences."""
+    model.eval()
+    total, sequences = 0.0, 0
+    for batch in batches:
+        batch = _to(batch, device)
+        with _autocast(device, dtype):
+            loss = model(**batch).loss
+        total += loss.item() * len(batch["labels"])
+        sequences += len(batch["labels"])
+    return total / sequences

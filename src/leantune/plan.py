@@ -50,6 +50,7 @@ class Cell:
     training: dict[str, Any]
     overrides: dict[str, Any]  # the --set words, as given
     hardware: str
+    flatness: int = 0  # random changes after training that tell how flat the minimum is
 
     @property
     def method(self) -> str:
@@ -118,6 +119,7 @@ class Cell:
         words += [] if self.trial is None else ["--trial", str(self.trial)]
         for key, value in self.overrides.items():
             words += ["--set", f"{key}={json.dumps(value)}"]
+        words += ["--flatness", str(self.flatness)] if self.flatness else []
         return [*words, "--out", out]
 
 
@@ -130,6 +132,7 @@ def resolve(
     trial: int | None = None,
     device: str = "auto",
     overrides: Mapping[str, Any] | None = None,
+    flatness: int = 0,
 ) -> Cell:
     """One cell from names. `overrides`: `task.KEY` changes a split size or training setting, `METHOD.KEY` a
     method's setting. Raises BadInput naming the word that is wrong and what is allowed."""
@@ -153,7 +156,7 @@ def resolve(
     device = resolve_device(device)
     return Cell(
         registry.get("models", model), task_plugin, parts, seed, trial, device, splits, training, overrides,
-        hardware(device),
+        hardware(device), flatness,
     )  # fmt: skip
 
 
@@ -166,7 +169,10 @@ def expand(config: Mapping[str, Any]) -> list[Cell]:
                 for method in block["methods"]:
                     for seed in block.get("seeds", config["seeds"]):
                         mine = settings_for(config, block, method, registry.get("tasks", task).spec["kind"])
-                        cell = resolve(model, task, method, seed, device=config["device"], overrides=mine)
+                        cell = resolve(
+                            model, task, method, seed, device=config["device"], overrides=mine,
+                            flatness=block.get("flatness", 0),
+                        )  # fmt: skip
                         former = cells.setdefault(cell.record_path, cell)
                         if former.hashes != cell.hashes:
                             raise BadInput(

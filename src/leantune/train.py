@@ -60,12 +60,14 @@ class Watch:
 
 @dataclass(frozen=True)
 class Training:
-    """What a run leaves: the trained model, seconds and loss of every step, and the curve."""
+    """What a run leaves: the trained model, seconds and loss of every step, the curve, and how many of the seconds
+    went into the method's own hooks."""
 
     model: nn.Module
     step_seconds: list[float]
     losses: list[float]
     curve: list[dict[str, float]]
+    hook_seconds: float = 0.0
 
 
 def train(
@@ -89,6 +91,7 @@ def train(
     seconds: list[float] = []
     losses: list[float] = []
     curve: list[dict[str, float]] = []
+    in_hooks = 0.0
     model.train()
     for step in range(1, schedule.steps + 1):
         micro_batches = [_to(next(batches), ctx.device) for _ in range(schedule.accumulate)]
@@ -117,6 +120,7 @@ def train(
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         watch.mark("other")
+        stepped = _now(ctx.device)
         stack.on_step(model, step, ctx)
         if step in check_steps:
             change = stack.on_progress(model, optimizer, check_steps[step], ctx)
@@ -126,14 +130,16 @@ def train(
                     optimizer, scheduler = _prepare(model, stack, schedule, ctx, done=step)
                     watch.prepared(model, optimizer)
                 watch.changed(model, optimizer, step)
-        seconds.append(_now(ctx.device) - started)
+        ended = _now(ctx.device)
+        seconds.append(ended - started)
+        in_hooks += ended - stepped
         losses.append(total)
         watch.step(step, seconds[-1], total)
         if step in evaluation_steps and evaluate is not None:
             value = evaluate(model)
             curve.append({"step": step, "seconds": sum(seconds), "value": value, "loss": total})
             model.train()
-    return Training(model, seconds, losses, curve)
+    return Training(model, seconds, losses, curve, in_hooks)
 
 
 def _prepare(

@@ -20,7 +20,7 @@ import copy
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from leantune import cards, lease, loading, metrics, models, plan, predict, reco
 from leantune import data as datasets_
 from leantune.api import Batch, Context, Data, is_head, mark_head
 from leantune.errors import BadInput, Diverged, Unsupported
-from leantune.evaluate import Inference, predict_split
+from leantune.evaluate import Inference, mean_loss, predict_split
+from leantune.flatness import flatness
 from leantune.probe import Probe
 from leantune.progress import Intervals, Phases, interval
 from leantune.stack import Stack, context_cache
@@ -39,12 +40,20 @@ from leantune.train import Schedule, Training, Watch, train
 
 
 def run_cell(
-    cell: plan.Cell, folder: Path, phases: Phases, force: bool, limit: int | None, export: str | None, terminal: bool
+    cell: plan.Cell,
+    folder: Path,
+    phases: Phases,
+    force: bool,
+    limit: int | None,
+    export: str | None,
+    draws: int,
+    terminal: bool,
 ) -> dict[str, Any]:
     """Run one cell; returns the parts of the record that the worker knows.
 
     A cell that is predicted not to fit, or to need more than `limit` bytes, is not started (status `oom`) unless
-    `force` says so; `export` is a folder that gets the trained model;
+    `force` says so; `export` is a folder that gets the trained model; `draws` random
+    changes of what was trained tell how flat its minimum is (0: none);
     `terminal` says that a person watches.
 
     Raises BadInput, Unsupported, Diverged or an out-of-memory error.
@@ -94,6 +103,7 @@ def run_cell(
                 models.enable_checkpointing(model)
         result["parameters"] = _parameters(model)
         trained_ids = {id(p): p for p in model.parameters() if p.requires_grad}
+        trained_names = {name for name, p in model.named_parameters() if p.requires_grad and not is_head(p)}
         with phases("measure"):
             tensors = probe(model) if stack.trains else probe.forward_only(model)
         watch = Intervals(cell, phases, terminal, probe)
@@ -113,6 +123,10 @@ def run_cell(
             inference = Inference(deployed, cell.device)
             result["quality"] = _quality(deployed, data, cell, outcome, inference)
             result["inference"] = inference.result()
+        if draws:
+            with phases("flatness"):
+                found = flatness(deployed, trained_names, _validation_loss(data, cell), draws, cell.seed)
+                result["quality"]["flatness"] = found
     deployed_parameters = {id(p): p for p in deployed.parameters()}.values()
     result["size"] = {
         "checkpoint_bytes": checkpoint,
@@ -169,6 +183,11 @@ def _score(
     predictions, references = predict_split(model, batches, data.kind, cell.device, cell.training["dtype"], inference)
     values = metrics.compute(metric["module"], predictions, references)
     return _finite(values[metric["score"]]), values, predictions, references
+
+
+def _validation_loss(data: Data, cell: plan.Cell) -> Callable[[nn.Module], float]:
+    batches = list(_evaluation_batches(data, "validation"))
+    return lambda model: mean_loss(model, batches, cell.device, cell.training["dtype"])
 
 
 def _finite(value: float | None) -> float:
@@ -242,6 +261,7 @@ def _time(outcome: Training, phases: Phases) -> dict[str, Any]:
         "step_seconds_median": statistics.median(steady) if steady else None,
         "step_seconds_p95": steady[min(len(steady) - 1, int(0.95 * len(steady)))] if steady else None,
         "train_seconds_total": sum(outcome.step_seconds) if steady else None,
+        "hook_seconds_total": outcome.hook_seconds if steady else None,
         "attach_seconds_cold": phases.seconds.get("attach"),
         "phases": {k: round(v, 3) for k, v in phases.seconds.items()},
         "vs_full": None,
