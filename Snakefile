@@ -96,6 +96,28 @@ rule choice:
         "python -m leantune choose {input} --out {output} 2> {log}"
 
 
+# Step times, with the machine to itself: it takes every core.
+rule timing:
+    input:
+        lambda words: [
+            f"{OUT}/{f}" for f in JOBS.timing[f"{words.model}/{words.task}"].choices
+        ],
+    output:
+        f"{OUT}/timing/{{model}}/{{task}}.json",
+    log:
+        f"{OUT}/logs/timing/{{model}}/{{task}}.log",
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores
+    resources:
+        runtime=240,
+    params:
+        hashes=lambda words: JOBS.timing[f"{words.model}/{words.task}"].hashes,
+        arguments=lambda words: JOBS.timing[f"{words.model}/{words.task}"].arguments,
+    shell:
+        "python -m leantune compare {params.arguments} --tuning {input} --out {output} 2> {log}"
+
+
 rule settings:
     output:
         f"{OUT}/config.json",
@@ -111,6 +133,7 @@ rule tables:
     input:
         config=f"{OUT}/config.json",
         records=JOBS.files(f"{OUT}/records/{{cell}}.json"),
+        timing=[f"{OUT}/timing/{name}.json" for name in JOBS.timing],
     output:
         multiext(f"{OUT}/tables/", "cells.csv", "leaderboard.csv", "failures.csv"),
     log:

@@ -84,6 +84,18 @@ def _parser() -> argparse.ArgumentParser:
     choose.add_argument("--out", required=True, type=Path)
     choose.set_defaults(action=_choose)
 
+    compare = commands.add_parser("compare", help="step times of methods that take turns on a machine of their own")
+    compare.add_argument("--model", required=True)
+    compare.add_argument("--task", required=True)
+    compare.add_argument("--methods", nargs="+", required=True, metavar="STACK", help="the first is compared with")
+    compare.add_argument("--rounds", type=int, default=3, help="how often each takes its turn (3)")
+    compare.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+                         help="METHOD.PARAM=VALUE or task.steps=VALUE")  # fmt: skip
+    compare.add_argument("--tuning", nargs="*", type=Path, default=[], metavar="FILE")
+    compare.add_argument("--out", type=Path, metavar="FILE", help="also write what was measured here, as JSON")
+    compare.set_defaults(action=_compare)
+
     predict = commands.add_parser("predict", help="peak memory of a method on a model, with no GPU and no weights")
     _list_flag(predict, "--model", str, required=True, help="one or more, comma-separated")
     _list_flag(predict, "--method", str, required=True, metavar="STACK[@POINT]", help="one or more, comma-separated")
@@ -187,6 +199,19 @@ def _choose(arguments: argparse.Namespace) -> None:
     from leantune import tune
 
     record.write_json(arguments.out, tune.choice([record.read_record(file) for file in arguments.trials]))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from leantune import compare, tune
+
+    found = compare.compare(
+        arguments.model, arguments.task, arguments.methods, rounds=arguments.rounds,
+        device=plan.resolve_device(arguments.device), settings=plan.parse_settings(arguments.settings),
+        choices=[tune.read_choice(file) for file in arguments.tuning],
+    )  # fmt: skip
+    if arguments.out:
+        record.write_json(arguments.out, found)
+    print(compare.describe(found))
 
 
 def _run(arguments: argparse.Namespace) -> int:

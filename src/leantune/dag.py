@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from leantune import footprint, plan, tune
+from leantune import footprint, plan, registry, tune
 from leantune.errors import BadInput
 from leantune.record import write_json
 
@@ -42,6 +44,7 @@ class Jobs:
             self._jobs |= {_name(trial): _job(trial) for trials in choices.values() for trial in trials}
             self._choices = {_name(cell): tune.choice_files(cell, choices) for cell in cells} if choices else {}
             self._names = [_name(cell) for cell in cells]
+            self.timing = _timing(self.config, choices)
             self.footprint = footprint.digest(footprint.expand(self.config))
         except BadInput as error:
             raise WorkflowError(str(error)) from None  # printed as one sentence, without a traceback
@@ -72,6 +75,39 @@ class Jobs:
     def save_config(self, file: str) -> None:
         """Keep the resolved config beside what it produced, so that the tables know what was asked for."""
         write_json(Path(file), self.config)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the timing rule needs to know of one model and task."""
+
+    arguments: str  # of `leantune compare`, quoted for the shell
+    hashes: str
+    choices: list[str]  # files below the output
+
+
+def _timing(config: Mapping[str, Any], choices: Collection[str]) -> dict[str, Timing]:
+    """A config's comparisons of step times, by model/task."""
+    found = {}
+    for block in config["timing"]:
+        methods = ["full", *(method for method in block["methods"] if method != "full")]
+        words = ["--methods", *methods, "--rounds", str(block.get("rounds", 3)), "--device", config["device"]]
+        settings = {**config.get("set", {}), **block.get("set", {})}
+        for key, value in settings.items():
+            words += ["--set", f"{key}={json.dumps(value)}"]
+        for model, task in itertools.product(block["models"], block["tasks"]):
+            cells = [
+                plan.resolve(
+                    model, task, method, device=config["device"],
+                    overrides=plan.settings_for(config, block, method, registry.get("tasks", task).spec["kind"]),
+                )
+                for method in methods
+            ]  # fmt: skip
+            files = {file for cell in cells for file in tune.choice_files(cell, choices)}
+            place = ["--model", model, "--task", task]
+            hashes = " ".join(cell.hashes[name] for cell in cells for name in sorted(cell.hashes))
+            found[f"{model}/{task}"] = Timing(shlex.join([*place, *words]), hashes, sorted(files))
+    return found
 
 
 def _name(cell: plan.Cell) -> str:

@@ -201,6 +201,7 @@ def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
         "allowed_statuses": ["ok", "unsupported"],
         "timeout_minutes": 60,
         "trials": 0,
+        "timing": [],
         "footprint": [],
     }
     return {**defaults, **given}

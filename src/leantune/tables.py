@@ -9,10 +9,11 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from leantune import plan
+from leantune import compare, plan
 from leantune.errors import BadInput
 from leantune.published import compare_records, markdown_leaderboard, update_readme
 from leantune.record import read_records
@@ -94,6 +95,8 @@ def publish(output: Path, target: Path, expected: Iterable[plan.Cell]) -> None:
     for entry in entries:
         (target / "records" / entry.file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(output / "records" / entry.file, target / "records" / entry.file)
+    if (output / "timing").is_dir():
+        shutil.copytree(output / "timing", target / "timing", dirs_exist_ok=True)
     write_tables(target)
 
 
@@ -114,7 +117,17 @@ def _file(cell: plan.Cell) -> str:
 
 
 def _entries(output: Path, expected: Iterable[plan.Cell]) -> list[Entry]:
-    return read_entries(output / "records", [_file(cell) for cell in expected], is_stale)
+    """The records of a folder; those whose step time was compared with `full`'s say so in `time.vs_full`."""
+    entries = read_entries(output / "records", [_file(cell) for cell in expected], is_stale)
+    comparisons = compare.read_comparisons(output / "timing")
+    return [_timed(entry, comparisons) for entry in entries] if comparisons else entries
+
+
+def _timed(entry: Entry, comparisons: Sequence[Record]) -> Entry:
+    if entry.record is None or not entry.record["time"]:
+        return entry
+    times = {**entry.record["time"], "vs_full": compare.vs_full(comparisons, entry.record)}
+    return replace(entry, record={**entry.record, "time": times})
 
 
 def is_stale(record: Record) -> bool:

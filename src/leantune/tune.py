@@ -12,7 +12,7 @@ import bisect
 import itertools
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +132,17 @@ def planned(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
     return found
 
 
-def choice_files(cell: Cell, known: Iterable[str]) -> list[str]:
-    """Which of the `known` choices a cell takes its settings from: those of its parts. What it trains with without
-    naming it, `full`, counts only where no part of it is tuned, as the parts were tuned beside `full`'s default."""
+def choice_files(cell: Cell, known: Collection[str]) -> list[str]:
+    """Which of the `known` choices, by file, a cell takes its settings from."""
     files = {part.plugin.name: _choice_file(cell, part.plugin.name) for part in cell.parts}
-    tuned = {name: file for name, file in files.items() if file in known}
-    return [file for name, file in tuned.items() if name != "full" or len(tuned) == 1]
+    return [files[name] for name in tuned_parts(cell, {name for name, file in files.items() if file in known})]
+
+
+def tuned_parts(cell: Cell, chosen: Collection[str]) -> list[str]:
+    """Those of its parts, by name, whose choices a cell takes. What it trains with without naming it, `full`, counts
+    only where no other part is tuned, as the others were tuned beside `full`'s default."""
+    names = [part.plugin.name for part in cell.parts if part.plugin.name in chosen]
+    return [name for name in names if name != "full" or len(names) == 1]
 
 
 def _choice_file(cell: Cell, method: str) -> str:
