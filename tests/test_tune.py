@@ -103,6 +103,12 @@ def test_what_is_tuned_and_who_takes_its_settings():
     }
 
 
+def test_a_value_is_set_by_hand_or_searched_for_not_both():
+    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["full"], "trials": 2}
+    with pytest.raises(BadInput, match="'full.lr' is set and, with `trials`, searched for"):
+        tune.planned(plan.load_config({"device": "cpu", "cells": [{**block, "set": {"full.lr": 1e-3}}]}))
+
+
 def trial(number, value, *words, method="came"):
     row = sample_records.ok(method, quality=value, command=f"leantune run {' '.join(words)} --out FILE")
     row["cell"]["trial"] = number
@@ -139,6 +145,8 @@ def test_a_run_takes_the_chosen_settings_and_records_the_trials(tmp_path, capsys
     assert "--set full.lr=0.0004" in done["provenance"]["command"]
     assert done["tuning"]["full"]["chosen"] == 1
     assert done["tuning"]["full"]["at_edge"] == ["full.lr"]
+    assert cli.main([*words, "--set", "full.lr=0.5", "--tuning", str(file), "--out", str(out)]) == 0
+    assert "--set full.lr=0.5" in record.read_record(out)["provenance"]["command"]
     capsys.readouterr()
     assert cli.main([*words, "--tuning", str(out), "--out", str(out)]) == 2
     assert "not a choice of settings" in capsys.readouterr().err

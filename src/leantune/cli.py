@@ -228,7 +228,7 @@ def _run(arguments: argparse.Namespace) -> int:
     cell, tuning = resolved(settings), None
     if arguments.tuning:
         choices = [tune.read_choice(file) for file in arguments.tuning]
-        cell = resolved({**settings, **tune.chosen_settings(cell, choices)})
+        cell = resolved({**tune.chosen_settings(cell, choices), **settings})  # what is set by hand stays
         tuning = {one["method"]: one for one in choices}
     return cells.run(
         cell, arguments.out, timeout_minutes=arguments.timeout, attempt=arguments.attempt,

@@ -53,7 +53,7 @@ def compare(
         job = plan.resolve(model, task, method, device=device, overrides={**SHORT, **mine})
         parts = tune.tuned_parts(job, {one["method"] for one in choices})
         chosen = tune.chosen_settings(job, [one for one in choices if one["method"] in parts])
-        jobs.append(plan.resolve(model, task, method, device=device, overrides={**SHORT, **mine, **chosen}))
+        jobs.append(plan.resolve(model, task, method, device=device, overrides={**SHORT, **chosen, **mine}))
     turns = []
     for turn in range(rounds):
         taken = {}

@@ -2,7 +2,8 @@
 
 A trial's record lies in `<output>/tuning/` under the trial's number. A config's `trials: N` gives each method that
 lists values under `search:` N trials on each model and task with seed 0: its default, then the nearest points of the
-grid. The best one's settings serve every seed, every point of the method and every stack that it is part of.
+grid. The best one's settings serve every seed, every point of the method and every stack that it is part of, but
+where the config sets a value by hand.
 `leantune tune` tries a grid by hand; a trial that was made with the same code and settings is not made again.
 """
 
@@ -120,10 +121,16 @@ def planned(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
     for block in config["cells"]:
         count = block.get("trials", config["trials"])
         for model, task, method in itertools.product(block["models"], block["tasks"], block["methods"]):
-            if count < 1 or "+" in method or "@" in method or not registry.get("methods", method).spec.get("search"):
+            if count < 1 or "+" in method or "@" in method:
+                continue
+            spec = registry.get("methods", method).spec
+            if not spec.get("search"):
                 continue
             kind = registry.get("tasks", task).spec["kind"]
             settings = plan.settings_for(config, block, method, kind)
+            both = [key for key in settings if key.removeprefix(f"{method}.") in spec["search"]]
+            if both:
+                raise BadInput(f"config: '{both[0]}' is set and, with `trials`, searched for; drop one of them")
             cells_ = [
                 plan.resolve(model, task, method, 0, trial=i, device=config["device"], overrides={**settings, **point})
                 for i, point in enumerate(nearest_points(method, kind, count))
