@@ -105,7 +105,7 @@ def test_what_is_tuned_and_who_takes_its_settings():
 
 def test_a_value_is_set_by_hand_or_searched_for_not_both():
     block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["full"], "trials": 2}
-    with pytest.raises(BadInput, match="'full.lr' is set and, with `trials`, searched for"):
+    with pytest.raises(BadInput, match=r"'full\.lr' is set and, with `trials`, searched for"):
         tune.planned(plan.load_config({"device": "cpu", "cells": [{**block, "set": {"full.lr": 1e-3}}]}))
 
 
