@@ -176,24 +176,25 @@ def _step_blocks(
     weights, grads = in_blocks(weight), in_blocks(p.grad.reshape(-1, n, k))
     moments = in_blocks(state["exp_avg"].view(-1, n, k))
     views = {g.shape: [buffer[: g.numel()].view(g.shape) for buffer in scratch] for g in grads}
-    ones_row, ones_col = in_blocks(torch.ones_like(row)), in_blocks(torch.ones_like(col), False)
 
     # With row_i final after its own block, q_j = sum_i g_ij^2 / row_i needs no second pass: the squared norm of
     # u = g rsqrt(row / mean) rsqrt(col) is sum_j q_j mean / col_j.
     _decay((row, col), b2, eps1, state, "sq", unused)
-    by_row, q = torch.empty_like(row), torch.zeros_like(col)
-    rows_cols = zip(in_blocks(row), in_blocks(col, False), in_blocks(by_row), in_blocks(q, False), strict=True)
-    ones = list(zip(ones_row, ones_col, strict=True))
-    for g, (one_row, one_col, inverse, one_q), (to_rows, to_cols) in zip(grads, rows_cols, ones, strict=True):
+    # One product of y with [1, 1 / row] gives the columns' sums and q, in the time of either.
+    by_row, sums = row.new_empty(*row.shape, 2), col.new_zeros(len(col), 2, k)
+    by_row[..., 0] = (1.0 - b2) / (n + unused)
+    rows_sums = zip(in_blocks(row), in_blocks(by_row), in_blocks(sums, False), strict=True)
+    ones = list(zip(in_blocks(torch.ones_like(row)), in_blocks(torch.ones_like(col), False), strict=True))
+    for g, (one_row, one_by_row, one_sum), (_, to_cols) in zip(grads, rows_sums, ones, strict=True):
         y = views[g.shape][0]
         g = _as(g, y)
         torch.mul(g, g, out=y)
         _add_product(one_row, y, to_cols, (1.0 - b2) / k)
-        _add_product(one_col, y.mT, to_rows, (1.0 - b2) / (n + unused))
-        torch.reciprocal(one_row, out=inverse)
-        _add_product(one_q, y.mT, inverse, 1.0)
+        torch.reciprocal(one_row, out=one_by_row[..., 1])
+        (one_sum.addmm_ if y.dim() == 2 else one_sum.baddbmm_)(one_by_row.mT, y)
+    col, q = col.add_(sums[:, 0]), sums[:, 1]
     mean = _mean(row, state.get("unused_sq", 0.0), unused)
-    square = torch.dot(q.view(-1), (mean / col).view(-1)).div_(full_numel * group["clip"] ** 2)  # (RMS / clip)^2
+    square = torch.dot(q.reshape(-1), (mean / col).view(-1)).div_(full_numel * group["clip"] ** 2)  # (RMS / clip)^2
     r, c = (row / mean).mul_(square.clamp_(min=1.0)).rsqrt_(), col.rsqrt()
 
     _decay((res_row, res_col), b3, eps2, state, "res", unused)
