@@ -10,7 +10,7 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from leantune import footprint, plan
+from leantune import claims, footprint, plan
 from leantune.errors import BadInput
 from leantune.record import write_json
 
@@ -36,6 +36,7 @@ class Jobs:
             self.config = plan.load_config(config)
             self._jobs = {_name(cell): _job(cell) for cell in plan.expand(self.config)}
             self.footprint = footprint.digest(footprint.expand(self.config))
+            self.claims = claims.digest() if self.config["claims"] else ""
         except BadInput as error:
             raise WorkflowError(str(error)) from None  # printed as one sentence, without a traceback
 

@@ -190,6 +190,7 @@ def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
         "allowed_statuses": ["ok", "unsupported"],
         "timeout_minutes": 60,
         "footprint": [],
+        "claims": False,
     }
     return {**defaults, **given}
 
