@@ -9,6 +9,7 @@ configfile: "config/config.yaml"
 JOBS = Jobs(config)
 OUT = JOBS.config["output"]
 FOOTPRINT = f"{OUT}/tables/footprint.csv"
+CLAIMS = f"{OUT}/tables/claims.csv"
 ENVIRONMENT = "envs/leantune.yaml"
 
 
@@ -35,6 +36,7 @@ rule all:
         passed=f"{OUT}/gate.ok",
         config=f"{OUT}/config.json",
         footprint=FOOTPRINT if JOBS.config["footprint"] else [],
+        claims=CLAIMS if JOBS.config["claims"] else [],
     log:
         f"{OUT}/logs/reproduced.txt",
     conda:
@@ -173,6 +175,26 @@ rule footprint:
         hashes=JOBS.footprint,
     shell:
         "python -m leantune footprint --config {input.config} > {log} 2>&1"
+
+
+rule claims:
+    input:
+        config=f"{OUT}/config.json",
+        tables=f"{OUT}/tables/leaderboard.csv",
+    output:
+        CLAIMS,
+    log:
+        f"{OUT}/logs/claims.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        hashes=JOBS.claims,
+    shell:
+        "python -m leantune claims --config {input.config} > {log} 2>&1"
 
 
 rule gate:

@@ -270,3 +270,12 @@ def test_lint_and_format_are_clean(project):
     snakefmt = Path(sys.executable).with_name("snakefmt")
     form = subprocess.run([snakefmt, "--check", "Snakefile"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert form.returncode == 0, form.stderr
+
+
+def test_the_claims_are_measured_where_the_config_asks(project: Project) -> None:
+    assert "rule claims:" not in project.planned()[1]
+    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha"]}
+    project.configure(block, claims=True)
+    text = project.planned()[1]
+    assert "rule claims:" in text
+    assert "out/tables/claims.csv" in text

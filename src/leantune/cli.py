@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   leantune predict --model llama2-7b --method lora --batch 4 --seq 512 --dtype bf16
   leantune predict --model bert-base,roberta-base --method full,lora,came --batch 8,32 --seq 128
   leantune tables --config config/config.yaml
+  leantune claims --records results/records svfit came
 """
 
 
@@ -119,6 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     footprint.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     footprint.add_argument("--output", type=Path, help="the run's folder; default: the config's `output`")
     footprint.set_defaults(action=_footprint)
+
+    ledger = commands.add_parser("claims", help="each paper's claims against what was measured, into claims.csv")
+    ledger.add_argument("methods", nargs="*", metavar="METHOD", help="only these; default: every method with claims")
+    where = ledger.add_mutually_exclusive_group()
+    where.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    where.add_argument("--records", type=Path, metavar="FOLDER", help="a folder of records, such as results/records")
+    ledger.add_argument("--output", type=Path, help="the run's folder; default: the config's, or the one above FOLDER")
+    ledger.set_defaults(action=_claims)
 
     gate = commands.add_parser("gate", help="fail where a cell ended with a status that the config does not allow")
     gate.add_argument("--config", type=Path, default=Path("config/config.yaml"))
@@ -325,6 +334,20 @@ def _footprint(arguments: argparse.Namespace) -> None:
     footprint.write(output, footprint.expand(config))
 
 
+def _claims(arguments: argparse.Namespace) -> None:
+    from leantune import claims
+
+    records = arguments.records
+    if records is not None:
+        if not records.is_dir():
+            raise BadInput(f"--records {records} is no folder; name one that holds records")
+        output = arguments.output or records.parent
+    else:
+        _, output = _configured(arguments)
+        records = output / "records"
+    print(claims.describe(claims.write(records, output, arguments.methods)))
+
+
 def _gate(arguments: argparse.Namespace) -> int:
     from leantune import tables
 
@@ -337,11 +360,13 @@ def _gate(arguments: argparse.Namespace) -> int:
 
 
 def _publish(arguments: argparse.Namespace) -> None:
-    from leantune import footprint, tables
+    from leantune import claims, footprint, tables
 
     config, output = _configured(arguments)
     tables.publish(output, arguments.to, plan.expand(config))
     footprint.publish(output, arguments.to)
+    if config["claims"]:
+        claims.publish(output, arguments.to)
 
 
 def _rerun(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from leantune import footprint, plan, registry, tune
+from leantune import claims, footprint, plan, registry, tune
 from leantune.errors import BadInput
 from leantune.record import write_json
 
@@ -46,6 +46,7 @@ class Jobs:
             self._names = [_name(cell) for cell in cells]
             self.timing = _timing(self.config, choices)
             self.footprint = footprint.digest(footprint.expand(self.config))
+            self.claims = claims.digest() if self.config["claims"] else ""
         except BadInput as error:
             raise WorkflowError(str(error)) from None  # printed as one sentence, without a traceback
 

@@ -203,6 +203,7 @@ def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
         "trials": 0,
         "timing": [],
         "footprint": [],
+        "claims": False,
     }
     return {**defaults, **given}
 

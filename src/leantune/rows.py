@@ -176,7 +176,7 @@ def leaderboard(entries: Sequence[Entry]) -> list[Row]:
     for group, methods in _groups(entries):
         ok = {method: sorted(found, key=lambda r: r["cell"]["seed"]) for method, found in _ok(methods).items()}
         tiers, tier_from = _tiers(ok)
-        numbers = {method: _aggregate(found) for method, found in ok.items()}
+        numbers = {method: aggregate(found) for method, found in ok.items()}
         full = numbers.get("full", {})
         for method, found in methods.items():
             row = {
@@ -220,7 +220,7 @@ def _ok(methods: Mapping[str, Sequence[Entry]]) -> dict[str, list[Record]]:
     return {method: records for method, records in found.items() if records}
 
 
-def _aggregate(records: Sequence[Record]) -> Row:
+def aggregate(records: Sequence[Record]) -> Row:
     """What several seeds of one method say together. The peak is the worst one, times are medians."""
 
     def numbers(path: str) -> list[float]:
@@ -287,16 +287,24 @@ def _tiers(records: Mapping[str, Sequence[Record]]) -> tuple[dict[str, int], dic
 
 def _example_p(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """p of a paired bootstrap over the test examples of two records; 1.0 where they cannot be paired."""
+    difference = example_difference(a, b)
+    return 1.0 if difference is None else difference.p
+
+
+def example_difference(
+    a: Mapping[str, Any], b: Mapping[str, Any], level: float = stats.LEVEL
+) -> stats.Difference | None:
+    """a - b of two records' `quality` by a paired bootstrap over the test examples; None where they cannot be paired."""
     references = a.get("references")
     one, two = a.get("predictions"), b.get("predictions")
     if not one or not two or len(one) != len(two) or references != b.get("references"):
-        return 1.0
+        return None
     try:
         score_a = stats.weighted_score(a["metric"], one, references)
         score_b = stats.weighted_score(b["metric"], two, references)
     except KeyError:
-        return 1.0
-    return stats.paired_bootstrap(lambda w: score_a(w) - score_b(w), len(one)).p
+        return None
+    return stats.paired_bootstrap(lambda w: score_a(w) - score_b(w), len(one), level)
 
 
 # ------------------------------------------------------------------ order

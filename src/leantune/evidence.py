@@ -1,0 +1,272 @@
+"""What a claim's measure may ask for: predictions at paper scale, and the records of a run.
+
+Whatever is not there raises NotRun with the reason. Torch-free until something is predicted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from leantune import plan, registry, rows, stats
+from leantune.errors import BadInput, Unsupported
+from leantune.expressions import Language, Value
+from leantune.footprint import KINDS, versions
+from leantune.record import write_json
+from leantune.rows import Entry, Record
+
+COUNTS = ("total", "trainable", "head")  # of parameters; `trainable` leaves the head out
+FIELDS = (
+    *("peak_bytes", "reserved_bytes", "allocated_bytes", "optimizer_state_bytes", "flops_per_step"),
+    *COUNTS, *KINDS,
+)  # fmt: skip
+EXACT = ("bytes", "parameters", "flops_per_step", "share")  # how columns end that another run repeats
+
+
+class NotRun(Exception):
+    """What a claim needs has not been measured; the message says what is missing."""
+
+
+def language(predictions: Predictions, records: Records) -> Language:
+    """The functions that a measure may call, on these predictions and records."""
+    functions: dict[str, Callable[..., Value]] = {
+        "predicted": predictions.predicted,
+        "recorded": records.recorded,
+        "gain": records.gain,
+        "agreement": records.agreement,
+        "ratio": records.ratio,
+    }
+    return Language(functions, {"min_over_tasks": records.least, "max_over_tasks": records.greatest})
+
+
+# ------------------------------------------------------------------ predictions
+
+
+class Predictions:
+    """Predictions by what they depend on, kept in a JSON file so that a second run takes none."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._known: dict[str, dict[str, float]] = {}
+        with contextlib.suppress(OSError, ValueError):  # missing or damaged: predicted again
+            self._known = dict(json.loads(file.read_text(encoding="utf-8")))
+
+    def predicted(
+        self, model: str, stack: str, field: str, *, batch: int, seq: int, dtype: str = "fp32",
+        head: str | None = None, set: str = "",
+    ) -> Value:  # fmt: skip
+        """One field of `leantune predict`: bytes, FLOPs or a parameter count. `set` holds METHOD.PARAM=VALUE words."""
+        if field not in FIELDS:
+            raise BadInput(f"predicted(...) has no field '{field}'; its fields: {', '.join(FIELDS)}")
+        words = {"batch": batch, "length": seq, "dtype": dtype, "head": head}
+        settings = plan.parse_settings(set.split())
+        key = _digest(model, stack, settings, words)
+        if key not in self._known:
+            self._known[key] = _predict(model, stack, settings, words)
+            write_json(self.file, self._known)
+        flags = {"--model": model, "--method": stack, "--batch": batch, "--seq": seq, "--dtype": dtype, "--head": head}
+        command = ["leantune", "predict", *(str(w) for flag, v in flags.items() if v is not None for w in (flag, v))]
+        command += [word for setting in set.split() for word in ("--set", setting)]
+        return Value(self._known[key][field], commands=(shlex.join(command),))
+
+
+def _digest(model: str, stack: str, settings: Mapping[str, Any], words: Mapping[str, Any]) -> str:
+    """What a prediction depends on: code and settings of the stack, the model, the shape and the library versions."""
+    plugin = registry.get("models", model)
+    kinds = plugin.spec["kinds"]
+    stacks = [registry.parse_stack(stack, kind, settings) for kind in kinds]
+    supports = [registry.merged_spec(part.plugin).get("supports") for part in stacks[0]]
+    facts = [[*map(registry.stack_hash, stacks)], registry.model_hash(plugin), kinds, supports, words, versions()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _predict(model: str, stack: str, settings: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, float]:
+    from leantune import predict
+
+    try:
+        found = predict.predict_names(model, stack, settings=settings, **words)
+    except Unsupported as error:
+        raise NotRun(str(error)) from error
+    numbers = {**found, **found["parameters"], **found["by_kind"]}
+    return {field: numbers[field] for field in FIELDS}
+
+
+# ------------------------------------------------------------------ records
+
+
+class Records:
+    """The records of a run as the leaderboard groups them: only those that may be compared, `ok` and not stale."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.level = stats.LEVEL
+        self._groups: dict[str, dict[tuple, dict[str, dict[int, Record]]]] = defaultdict(dict)
+        for entry in entries:
+            if entry.status != "ok" or entry.record is None:
+                continue
+            key, cell = entry.record["key"], entry.record["cell"]
+            groups = self._groups[cell["task"]]
+            methods = groups.setdefault((cell["model"], key["short"], key["samples"] or ""), {})
+            methods.setdefault(cell["method"], {})[cell["seed"]] = entry.record
+
+    def recorded(self, task: str, method: str, column: str, model: str | None = None) -> Value:
+        """A column of the leaderboard, or a dotted path of the record, over the seeds."""
+        (one,), notes, commands = self._shared(task, [method], model)
+        return self._sample([_number(record, column) for record in one], column, notes, commands)
+
+    def ratio(self, task: str, a: str, b: str, column: str, model: str | None = None) -> Value:
+        """Column of `a` over that of `b`, seed by seed."""
+        (one, two), notes, commands = self._shared(task, [a, b], model)
+        pairs = [(_number(x, column), _number(y, column)) for x, y in zip(one, two, strict=True)]
+        if any(y == 0 for _, y in pairs):
+            raise NotRun(f"'{column}' of '{b}' on '{task}' is 0")
+        return self._sample([x / y for x, y in pairs], column, notes, commands)
+
+    def gain(self, task: str, a: str, b: str, model: str | None = None) -> Value:
+        """How much better `a` scores than `b`, positive where it does, with its interval: from seeds (paired t), or
+        with one shared seed from the test examples (paired bootstrap)."""
+        (one, two), notes, commands = self._shared(task, [a, b], model)
+        quality = [record["quality"] for record in (*one, *two)]
+        if any(q is None for q in quality):
+            raise NotRun(f"a record of '{a}' or '{b}' on '{task}' has no quality")
+        sign = 1 if quality[0]["higher_is_better"] else -1
+        if len(one) > 1:
+            values = [[r["quality"]["value"] for r in found] for found in (one, two)]
+            found = stats.paired_t(values[0], values[1], self.level)
+            notes = (*notes, f"interval from {len(one)} seeds")
+        else:
+            known = rows.example_difference(quality[0], quality[1], self.level)
+            if known is None:
+                raise NotRun(f"one seed of '{a}' and '{b}' on '{task}', and their test predictions cannot be paired")
+            found = known
+            notes = (*notes, f"interval from {len(quality[0]['predictions']):,} test examples of one seed")
+        low, high = sorted((sign * found.low, sign * found.high))
+        return Value(sign * found.mean, low, high, notes, commands)
+
+    def agreement(self, task: str, a: str, b: str, model: str | None = None) -> Value:
+        """The share of test predictions that are equal, over all shared seeds."""
+        (one, two), notes, commands = self._shared(task, [a, b], model)
+        equal = total = 0
+        for x, y in zip(one, two, strict=True):
+            left, right = (rows.value(r, "quality.predictions") or [] for r in (x, y))
+            if not left or len(left) != len(right):
+                raise NotRun(f"the test predictions of '{a}' and '{b}' on '{task}' cannot be paired")
+            equal += sum(p == q for p, q in zip(left, right, strict=True))
+            total += len(left)
+        return Value(equal / total, notes=(*notes, f"{total:,} test predictions"), commands=commands)
+
+    def least(self, evaluate: Callable[[str], Value], tasks: Sequence[str]) -> Value:
+        """The smallest value over the tasks that have it; its intervals hold together (Bonferroni)."""
+        return self._extreme(min, "least", evaluate, tasks)
+
+    def greatest(self, evaluate: Callable[[str], Value], tasks: Sequence[str]) -> Value:
+        """The largest value over the tasks that have it; its intervals hold together (Bonferroni)."""
+        return self._extreme(max, "greatest", evaluate, tasks)
+
+    def _extreme(
+        self, pick: Callable[..., Any], word: str, evaluate: Callable[[str], Value], tasks: Sequence[str]
+    ) -> Value:
+        asked = list(tasks) or sorted(self._groups)
+        missing = {}
+        for task in asked:
+            try:
+                evaluate(task)
+            except NotRun as error:
+                missing[task] = str(error)
+        there = [task for task in asked if task not in missing]
+        if not there:
+            raise NotRun("; ".join(dict.fromkeys(missing.values())) or "there are no records")
+        with self._at_level(1 - (1 - stats.LEVEL) / len(there)):
+            found = {task: evaluate(task) for task in there}
+        name = pick(there, key=lambda task: found[task].mean)
+        chosen = found[name]
+        notes = (*chosen.notes, f"{name} is the {word} of {len(there)} tasks ({', '.join(there)})")
+        if missing:
+            notes = (*notes, f"not measured on {', '.join(missing)}")
+        commands = tuple(dict.fromkeys(c for task in there for c in found[task].commands))
+        if all(value.exact for value in found.values()):
+            return Value(chosen.mean, notes=notes, commands=commands)
+        ends = [value.bounds for value in found.values()]
+        return Value(chosen.mean, pick(low for low, _ in ends), pick(high for _, high in ends), notes, commands)
+
+    @contextlib.contextmanager
+    def _at_level(self, level: float) -> Iterator[None]:
+        before, self.level = self.level, level
+        try:
+            yield
+        finally:
+            self.level = before
+
+    def _shared(
+        self, task: str, methods: Sequence[str], model: str | None
+    ) -> tuple[list[list[Record]], tuple[str, ...], tuple[str, ...]]:
+        """The methods' records over their shared seeds, in the group that has most of these (then by name), a note
+        that names it, and the commands of the lowest seed."""
+        best: tuple[int, tuple, list[int]] | None = None
+        for group in sorted(self._groups.get(task, ())):
+            found = self._groups[task][group]
+            if (model is None or model == group[0]) and all(method in found for method in methods):
+                seeds = sorted(set.intersection(*(set(found[method]) for method in methods)))
+                if seeds and (best is None or len(seeds) > best[0]):
+                    best = (len(seeds), group, seeds)
+        if best is None:
+            names = " and ".join(f"'{method}'" for method in methods)
+            on = f"'{task}'" + (f" with '{model}'" if model else "")
+            raise NotRun(f"no valid record of {names} on {on} with the same key and seed")
+        _, group, seeds = best
+        chosen = [[self._groups[task][group][method][seed] for seed in seeds] for method in methods]
+        commands = tuple(found[0]["provenance"]["command"] for found in chosen)
+        return chosen, (f"{task} with {group[0]}, {group[1]}",), commands
+
+    def _sample(self, values: Sequence[float], column: str, notes: tuple[str, ...], commands: tuple[str, ...]) -> Value:
+        """Seeds' values as one: exact where every run repeats it, else with Student's interval; unbounded for one."""
+        interval = stats.t_interval(values, self.level)
+        if len(set(values)) == 1 and column.endswith(EXACT):
+            return Value(values[0], notes=notes, commands=commands)
+        if interval.low is None or interval.high is None:
+            return Value(interval.mean, -math.inf, math.inf, (*notes, "one seed gives no interval"), commands)
+        notes = (*notes, f"interval from {len(values)} seeds")
+        return Value(interval.mean, interval.low, interval.high, notes, commands)
+
+
+def _number(record: Record, column: str) -> float:
+    if column in DERIVED:
+        number = DERIVED[column](record)
+    elif "." in column:
+        number = rows.value(record, column)
+    elif column in rows.LEADERBOARD_COLUMNS:
+        number = rows.aggregate([record]).get(column)
+    else:
+        known = ", ".join([*DERIVED, *rows.LEADERBOARD_COLUMNS])
+        raise BadInput(f"'{column}' is no column; known: {known}, or a path of the record such as quality.value")
+    if number is None:
+        cell = record["cell"]
+        raise NotRun(f"the record of '{cell['method']}' on '{cell['task']}' holds no {column}")
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise BadInput(f"'{column}' is {number!r}, which is no number")
+    return number
+
+
+def _mean_flops(record: Record) -> float | None:
+    """FLOPs of a step, each interval of the method's structure weighed by its steps."""
+    intervals, steps = rows.value(record, "memory.tensors.intervals"), record["key"]["steps"]
+    if not intervals:
+        return rows.value(record, "memory.tensors.flops_per_step")
+    starts = [interval["step"] for interval in intervals]
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], steps], strict=True)]
+    if not steps or any("flops_per_step" not in interval for interval in intervals):
+        return None
+    return float(sum(n * i["flops_per_step"] for n, i in zip(lengths, intervals, strict=True)) / steps)
+
+
+# Columns that no table has: name to its value in a record, or None.
+DERIVED: dict[str, Callable[[Record], float | None]] = {
+    "flops_per_step": lambda record: rows.value(record, "memory.tensors.flops_per_step"),
+    "mean_flops_per_step": _mean_flops,
+}
