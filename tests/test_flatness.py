@@ -21,7 +21,7 @@ def test_the_increase_of_a_quadratic_is_its_closed_form():
     square = float(linear.weight.detach().double().square().sum())
     found = flatness(linear, {"weight"}, lambda m: float(m.weight.double().square().sum()), draws=4, seed=1)
     assert found["loss"] == pytest.approx(square)
-    (a, b, _), (low, high, _) = NORMS, found["increase"]
+    (a, low), (b, high) = ((found[n]["norm"], found[n]["increase"]) for n in ("half_percent", "two_percent"))
     for one, two in zip(low, high, strict=True):  # what is linear in the norm cancels
         assert two - b / a * one == pytest.approx((b * b - a * b) * square, rel=1e-3)
     assert len(set(low)) == 4
@@ -39,7 +39,7 @@ def test_every_row_moves_by_the_norm_times_its_length_and_nothing_else_does():
 
     found = flatness(linear, {"weight", "bias"}, loss, draws=2, seed=0)
     assert found["parameters"] == 15
-    for norm, (one, two) in zip(NORMS, (seen[1:3], seen[3:5], seen[5:7]), strict=True):
+    for norm, (one, two) in zip(NORMS.values(), (seen[1:3], seen[3:5], seen[5:7]), strict=True):
         for change in (one, two):
             assert torch.allclose(change.norm(dim=1), norm * weight.norm(dim=1), rtol=1e-3)
     assert torch.equal(linear.weight, weight)
@@ -71,7 +71,8 @@ def test_a_cell_records_it_for_the_tensors_that_were_trained(tmp_path):
     assert cli.main([*words, "--flatness", "2", "--out", str(tmp_path / "r.json")]) == 0
     done = record.read_record(tmp_path / "r.json")
     found = done["quality"]["flatness"]
-    assert [len(row) for row in found["increase"]] == [2, 2, 2]
+    assert [len(found[name]["increase"]) for name in NORMS] == [2, 2, 2]
+    assert found["one_percent"]["mean"] == pytest.approx(sum(found["one_percent"]["increase"]) / 2)
     assert 0 < found["parameters"] < done["parameters"]["trainable"]  # matrices of the adapters, not their biases
     assert "--flatness 2" in done["provenance"]["command"]
     assert done["time"]["hook_seconds_total"] >= 0

@@ -20,7 +20,7 @@ from leantune.registry import load_method
 from leantune.svd import SVD, decompose, weight_of
 
 load_method("svfit")
-from leantune_plugins.svfit.method import SVFitLinear, energy_rank  # noqa: E402  (importable once loaded)
+from leantune_plugins.svfit.method import SVFitLinear, energy_rank, energy_share  # noqa: E402  (importable once loaded)
 
 
 def adapted(base: nn.Module, rank: int, residual: bool = True) -> SVFitLinear:
@@ -292,6 +292,11 @@ def test_energy_rank(share: float, rank: int) -> None:
     assert energy_rank(torch.tensor([4.0, 4.0, 2.0, 2.0]).sqrt() * torch.tensor([1.0, 1.0, 1.0, 0.0]), 1 - 1e-9) == 3
     squares = torch.tensor([5.0, 3.0, 1.5, 0.5])
     assert energy_rank(squares.sqrt().double(), share - 1e-6) == rank
+
+
+def test_energy_share_is_that_of_the_squares() -> None:
+    values = torch.tensor([3.0, 2.0, 1.0, 0.0])
+    assert [energy_share(values, r) for r in (1, 2, 3, 4)] == pytest.approx([9 / 14, 13 / 14, 1.0, 1.0])
 
 
 def test_99_percent_of_the_energy_is_not_low_rank_on_minilm(minilm: nn.Module, tmp_path: Path) -> None:

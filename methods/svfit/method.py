@@ -67,7 +67,7 @@ class SVFit(Method):
         known = {"query_value": row.query_value, "linears": row.linears}
         if self.params["targets"] not in known:
             raise BadInput(f"svfit.targets is '{self.params['targets']}'; choose query_value or linears")
-        ranks = {}
+        ranks, shares = {}, []
         names = {module: name for name, module in model.named_modules()}
         for parent, attribute, linear in linears(model, ctx.family, known[self.params["targets"]]):
             weight = weight_of(linear)
@@ -80,7 +80,10 @@ class SVFit(Method):
             rank = self._rank(svd.S)
             setattr(parent, attribute, SVFitLinear(linear, svd, rank, bool(self.params["residual"])))
             ranks[names[linear]] = rank
+            if not ctx.probe:
+                shares.append(energy_share(svd.S, rank))
         ctx.details["ranks"] = ranks
+        ctx.details["energy_share"] = min(shares, default=None)  # of the matrix that keeps the least
         return model, data
 
     def _needs_values(self) -> bool:
@@ -114,6 +117,12 @@ class SVFit(Method):
                 if isinstance(child, SVFitLinear):
                     setattr(parent, attribute, child.merged())
         return model
+
+
+def energy_share(S: Tensor, rank: int) -> float:
+    """sum(S[:r]^2) / sum(S^2), the information that r singular values hold, for S [k] descending."""
+    energy = S.double().square().cumsum(0)
+    return float(energy[rank - 1] / energy[-1])
 
 
 def energy_rank(S: Tensor, share: float) -> int:

@@ -7,39 +7,37 @@ get the same directions, so their losses can be compared draw by draw.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-NORMS = (0.005, 0.01, 0.02)
+NORMS = {"half_percent": 0.005, "one_percent": 0.01, "two_percent": 0.02}
 
 
 @torch.no_grad()
 def flatness(
     model: nn.Module, names: Collection[str], loss: Callable[[nn.Module], float], draws: int, seed: int
 ) -> dict[str, Any]:
-    """Loss of the model as it is, and its increase for each norm (a row) and draw. The model is left as it was.
-
-    `names` are the parameters to change, of which only those of two or more dimensions are.
+    """Loss of the model as it is, and for each norm its increase: of every draw, and their mean. The model is left as
+    it was. `names` are the parameters to change, of which only those of two or more dimensions are.
     """
     tensors = [p for name, p in model.named_parameters() if name in names and p.dim() > 1]
     kept = [p.clone() for p in tensors]
-    base = loss(model)
-    increase = []
-    for norm in NORMS:
-        row = []
+    found: dict[str, Any] = {"loss": loss(model), "draws": draws, "parameters": sum(p.numel() for p in tensors)}
+    for name, norm in NORMS.items():
+        increase = []
         for draw in range(draws):
             generator = torch.Generator().manual_seed(1_000_003 * seed + draw)
             for parameter, weight in zip(tensors, kept, strict=True):
                 parameter.copy_(weight + norm * _direction(weight, generator))
-            row.append(loss(model) - base)
-        increase.append(row)
+            increase.append(loss(model) - found["loss"])
+        found[name] = {"norm": norm, "mean": statistics.fmean(increase), "increase": increase}
     for parameter, weight in zip(tensors, kept, strict=True):
         parameter.copy_(weight)
-    return {"loss": base, "norms": list(NORMS), "draws": draws, "parameters": sum(p.numel() for p in tensors),
-            "increase": increase}  # fmt: skip
+    return found
 
 
 def _direction(weight: Tensor, generator: torch.Generator) -> Tensor:
