@@ -84,7 +84,13 @@ rule tables:
         config=f"{OUT}/config.json",
         records=JOBS.files(f"{OUT}/records/{{cell}}.json"),
     output:
-        multiext(f"{OUT}/tables/", "cells.csv", "leaderboard.csv", "failures.csv", "calibration.csv"),
+        multiext(
+            f"{OUT}/tables/",
+            "cells.csv",
+            "leaderboard.csv",
+            "failures.csv",
+            "calibration.csv",
+        ),
     log:
         f"{OUT}/logs/tables.log",
     conda:
