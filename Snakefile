@@ -137,7 +137,13 @@ rule tables:
         records=JOBS.files(f"{OUT}/records/{{cell}}.json"),
         timing=[f"{OUT}/timing/{name}.json" for name in JOBS.timing],
     output:
-        multiext(f"{OUT}/tables/", "cells.csv", "leaderboard.csv", "failures.csv"),
+        multiext(
+            f"{OUT}/tables/",
+            "cells.csv",
+            "leaderboard.csv",
+            "failures.csv",
+            "calibration.csv",
+        ),
     log:
         f"{OUT}/logs/tables.log",
     conda:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leantune import cell as cells
-from leantune import plan, record, registry, sweep
+from leantune import exchange, plan, record, registry, sweep
 from leantune.errors import BadInput, Unsupported
 
 EXAMPLES = """examples:
@@ -146,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     rerun.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     rerun.add_argument("--output", type=Path)
     rerun.set_defaults(action=_rerun)
+
+    exchange.add_commands(commands)
 
     new = commands.add_parser("new", help="start a method or task folder from a working example")
     new.add_argument("kind", choices=["method", "task"])
@@ -322,7 +324,7 @@ def _tables(arguments: argparse.Namespace) -> None:
     from leantune import tables
 
     config, output = _configured(arguments)
-    rows = tables.write_tables(output, plan.expand(config))
+    rows = tables.write_tables(output, plan.expand(config), config["calibration"])
     if arguments.readme:
         tables.update_readme(arguments.readme, tables.markdown_leaderboard(rows))
 
@@ -349,21 +351,24 @@ def _claims(arguments: argparse.Namespace) -> None:
 
 
 def _gate(arguments: argparse.Namespace) -> int:
-    from leantune import tables
+    from leantune import calibration, tables
 
     config, output = _configured(arguments)
     print(tables.compare_published(output / "records", arguments.published / "records"))
     failed = tables.not_allowed(output, plan.expand(config), config["allowed_statuses"])
     for line in failed:
         print(line, file=sys.stderr)
-    return 1 if failed else 0
+    wrong = tables.miscalibrated(output, config["calibration"])
+    if wrong:
+        print(f"{calibration.table(wrong)}\n{len(wrong)} checks of the meter failed", file=sys.stderr)
+    return 1 if failed or wrong else 0
 
 
 def _publish(arguments: argparse.Namespace) -> None:
     from leantune import claims, footprint, tables
 
     config, output = _configured(arguments)
-    tables.publish(output, arguments.to, plan.expand(config))
+    tables.publish(output, arguments.to, plan.expand(config), config["calibration"])
     footprint.publish(output, arguments.to)
     if config["claims"]:
         claims.publish(output, arguments.to)

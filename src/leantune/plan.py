@@ -34,6 +34,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "checkpointing": False,
     "evaluations": 2,
 }
+CALIBRATION_LIMITS = {"limit": 0.01, "sleep_limit": 0.2}  # relative errors: of memory figures, of slept seconds
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
         "footprint": [],
         "claims": False,
     }
-    return {**defaults, **given}
+    limits = {**CALIBRATION_LIMITS, **given.get("calibration", {})}
+    return {**defaults, **given, "calibration": limits}
 
 
 def parse_settings(words: list[str]) -> dict[str, Any]:

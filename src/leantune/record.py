@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def provenance(command: list[str], hashes: dict[str, str], hardware: str) -> dic
     names = ("torch", "transformers", "datasets", "evaluate", "peft", "numpy", "scikit-learn", "snakemake")
     commit, dirty = _git_state()
     return {
-        "command": " ".join(command),
+        "command": shlex.join(command),
         "commit": commit,
         "dirty": dirty,
         "hashes": hashes,

@@ -92,14 +92,17 @@ def _weights(n: int, resamples: int, seed: int) -> Array:
 def weighted_score(metric: str, predictions: Sequence[float], references: Sequence[float] | None) -> Callable:
     """The score of one method as a function of example weights (rows, n) -> (rows,).
 
-    `accuracy`, `pearson` and `spearman` compare predictions with references; `loss` is the mean of per-example
-    losses, `perplexity` its exponential. Spearman's ranks are those of the whole test split. Raises KeyError
+    `accuracy`, `pearson` and `spearman` compare predictions with references; `loss` is the sum of the examples'
+    losses over that of their token counts (the references; one each without them), `perplexity` its exponential. Spearman's ranks are those of the whole test split. Raises KeyError
     for a metric that is not known.
     """
     values = np.asarray(predictions, dtype=np.float64)
     if metric in ("loss", "perplexity"):
         transform = np.exp if metric == "perplexity" else np.asarray
-        return lambda w: transform(w @ values / w.sum(1))
+        counts = (
+            np.ones_like(values) if references is None or not len(references) else np.asarray(references, np.float64)
+        )
+        return lambda w: transform(w @ values / (w @ counts))
     truth = np.asarray(references, dtype=np.float64)
     if metric == "accuracy":
         correct = (values == truth).astype(np.float64)

@@ -8,12 +8,12 @@ import itertools
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from leantune import compare, plan
+from leantune import calibration, compare, plan
 from leantune.errors import BadInput
 from leantune.published import compare_records, markdown_leaderboard, update_readme
 from leantune.record import read_records
@@ -44,8 +44,11 @@ __all__ = [
 ]
 
 
-def write_tables(output: Path, expected: Iterable[plan.Cell] = ()) -> list[Row]:
-    """Write cells.csv, leaderboard.csv and failures.csv into `<output>/tables`; returns the leaderboard's rows.
+def write_tables(
+    output: Path, expected: Iterable[plan.Cell] = (), limits: Mapping[str, float] = plan.CALIBRATION_LIMITS
+) -> list[Row]:
+    """Write cells.csv, leaderboard.csv, failures.csv and calibration.csv, checked against `limits`, into
+    `<output>/tables`; returns the leaderboard's rows.
 
     Same records, same bytes. Damaged files are named on stderr and in failures.csv, and the tables go on
     without them; `expected` cells that have no record are `missing` there.
@@ -58,6 +61,8 @@ def write_tables(output: Path, expected: Iterable[plan.Cell] = ()) -> list[Row]:
     write_text(output / "tables" / "cells.csv", csv_text(cells(entries), CELL_COLUMNS))
     write_text(output / "tables" / "leaderboard.csv", csv_text(rows, LEADERBOARD_COLUMNS))
     write_text(output / "tables" / "failures.csv", csv_text(failures(entries), FAILURE_COLUMNS))
+    checks = csv_text(calibration.rows(entries, limits), calibration.COLUMNS)
+    write_text(output / "tables" / "calibration.csv", checks)
     return rows
 
 
@@ -79,16 +84,33 @@ def not_allowed(output: Path, expected: Iterable[plan.Cell], allowed: Sequence[s
     ]
 
 
+def miscalibrated(output: Path, limits: Mapping[str, float]) -> list[Row]:
+    """The rows of calibration.csv that failed: what the control cells say is wrong with the meter."""
+    return calibration.failed(calibration.rows(_entries(output, ()), limits))
+
+
 def compare_published(run: Path, published: Path) -> str:
     """What a folder of records reproduced of the published one, as a text table."""
     return compare_records(_readable(run), _readable(published))
 
 
-def publish(output: Path, target: Path, expected: Iterable[plan.Cell]) -> None:
+def publish(
+    output: Path,
+    target: Path,
+    expected: Iterable[plan.Cell],
+    limits: Mapping[str, float] = plan.CALIBRATION_LIMITS,
+) -> None:
     """Copy the records and tables of a run to the published results, replacing what was there of each cell.
 
-    Published records of other keys (another machine) stay. Raises BadInput where there is nothing to publish.
+    Published records of other keys (another machine) stay. Raises BadInput where there is nothing to publish, or
+    where a control cell says that the run's figures are off by more than `limits`.
     """
+    if wrong := miscalibrated(output, limits):
+        names = ", ".join(sorted({row["check"] for row in wrong}))
+        raise BadInput(
+            f"{output}: the calibration failed ({names}), so nothing is published; see its tables/calibration.csv, "
+            "and run again on a machine without other work"
+        )
     entries = [entry for entry in _entries(output, expected) if entry.record is not None]
     if not entries:
         raise BadInput(f"{output / 'records'} holds no record; run the cells first, then publish")
@@ -97,7 +119,7 @@ def publish(output: Path, target: Path, expected: Iterable[plan.Cell]) -> None:
         shutil.copyfile(output / "records" / entry.file, target / "records" / entry.file)
     if (output / "timing").is_dir():
         shutil.copytree(output / "timing", target / "timing", dirs_exist_ok=True)
-    write_tables(target)
+    write_tables(target, limits=limits)
 
 
 def remove(output: Path, expected: Iterable[plan.Cell], statuses: set[str]) -> list[Path]:
@@ -130,20 +152,28 @@ def _timed(entry: Entry, comparisons: Sequence[Record]) -> Entry:
     return replace(entry, record={**entry.record, "time": times})
 
 
+def cell_of(record: Record) -> plan.Cell:
+    """The cell of a record as the present files have it. Raises BadInput where a plugin or setting is gone."""
+    try:
+        flags = list(itertools.pairwise(shlex.split(record["provenance"]["command"])))
+    except ValueError as error:
+        raise BadInput(f"the record's command cannot be read ({error}); run its cell again") from error
+    cell = record["cell"]
+    return plan.resolve(
+        next((word for flag, word in flags if flag == "--model"), cell["model"]),  # a control's row has none
+        cell["task"],
+        cell["method"],
+        cell["seed"],
+        trial=cell["trial"],
+        device=record["key"]["device"],
+        overrides=plan.parse_settings([word for flag, word in flags if flag == "--set"]),
+    )
+
+
 def is_stale(record: Record) -> bool:
     """Whether the method, task or model is no longer what the record was measured with, or is gone."""
-    words = shlex.split(record["provenance"]["command"])
-    flags = list(itertools.pairwise(words))
-    cell, device = record["cell"], record["key"]["device"]
     try:
-        now = plan.resolve(
-            next((word for flag, word in flags if flag == "--model"), cell["model"]),  # a control's row has none
-            cell["task"],
-            cell["method"],
-            cell["seed"],
-            device=device,
-            overrides=plan.parse_settings([word for flag, word in flags if flag == "--set"]),
-        )
+        now = cell_of(record)
     except BadInput:
         return True
     return any(record["provenance"]["hashes"].get(name) != digest for name, digest in now.hashes.items())
