@@ -21,7 +21,7 @@ HALF = [float(i // 2 % 2) for i in range(200)]  # right half of the time
 LIMITS = plan.CALIBRATION_LIMITS
 
 
-def controls(ballast=2**26, slept=0.05):
+def controls(ballast=2**26, slept=0.2):
     """Records of every control, as a sound meter gives them."""
     head = ok("head", peak=1000)
     allocate, sleep = ok("allocate_64mib", peak=1000 + ballast), ok("sleep", peak=1000)
@@ -47,7 +47,7 @@ def test_a_sound_meter_passes_every_check_but_that_of_a_gpu():
     assert tuple(rows) == calibration.CHECKS
     assert {name for name, row in rows.items() if row["passed"] is not True} == {"allocate_64mib_cuda"}
     assert rows["allocate_64mib_tensors"]["measured"] == rows["allocate_64mib_tensors"]["expected"] == 2**26
-    assert rows["sleep"]["measured"] == pytest.approx(0.05)
+    assert rows["sleep"]["measured"] == pytest.approx(0.2)
     assert rows["random"]["expected"] == pytest.approx(0.5)
     assert rows["random"]["limit"] == pytest.approx(18 / 200)  # scipy: 99 % of 200 fair coins fall in 82 ... 118
 
@@ -72,7 +72,7 @@ def test_what_a_gpu_reports_may_differ_by_the_limit():
         assert found(records)["allocate_64mib_cuda"]["passed"] is passed
 
 
-@pytest.mark.parametrize(("slept", "passed"), [(0.059, True), (0.041, True), (0.061, False), (0.0, False)])
+@pytest.mark.parametrize(("slept", "passed"), [(0.239, True), (0.161, True), (0.241, False), (0.0, False)])
 def test_the_slept_time_has_a_limit_of_its_own(slept, passed):
     assert found(controls(slept=slept))["sleep"]["passed"] is passed
     assert found(controls(slept=slept), {"limit": 0.0, "sleep_limit": 2.0})["sleep"]["passed"] is True
@@ -207,7 +207,7 @@ def test_tables_are_written_also_where_a_check_fails(configured, tmp_path):
 
 
 def test_gate_and_publish_heed_the_limits(configured, tmp_path, capsys):
-    wrong = controls(slept=0.065)
+    wrong = controls(slept=0.26)
     config = configured(wrong)
     assert cli.main(["gate", "--config", config]) == 1
     said = capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_the_clock_holds_the_sleep_of_every_step_and_the_probe_does_not_sleep(tm
     steps = (batch_of(given_data, i) for i in range(3))
     done = train(model, control, steps, Schedule(steps=3), ctx)
     assert len(done.step_seconds) == 3
-    assert min(done.step_seconds) >= 0.05
+    assert min(done.step_seconds) >= 0.2
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("slept while memory was measured"))
     assert _reading("sleep", tmp_path)["peak_bytes"] == _reading("head", tmp_path)["peak_bytes"]
 

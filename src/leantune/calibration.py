@@ -1,6 +1,6 @@
 """What the control cells say of the meter: `calibration.csv`, a row per check, a pure function of the records.
 
-A control holds a known quantity (64 MiB, 50 ms, no training, guesses, a leaked label), so the difference between
+A control holds a known quantity (64 MiB, 200 ms, no training, guesses, a leaked label), so the difference between
 what is expected and what was measured is the suite's own error. A check without records is `not_run`, never passed.
 """
 
@@ -19,7 +19,7 @@ COLUMNS = ["check", "model", "task", "expected", "measured", "error", "limit", "
 METHODS = ("allocate_64mib", "sleep", "train_nothing", "random")
 LEAK = "leak"  # the task whose texts hold their labels
 BALLAST_BYTES = 2**26
-SLEEP_SECONDS = 0.05
+SLEEP_SECONDS = 0.2
 CHANCE = 0.99  # of the scores that chance gives lie within the limit
 PREDICTION = "measured_over_predicted"
 CHECKS = (
