@@ -84,7 +84,16 @@ rule tables:
         config=f"{OUT}/config.json",
         records=JOBS.files(f"{OUT}/records/{{cell}}.json"),
     output:
-        multiext(f"{OUT}/tables/", "cells.csv", "leaderboard.csv", "failures.csv"),
+        multiext(
+            f"{OUT}/tables/",
+            "cells.csv",
+            "leaderboard.csv",
+            "failures.csv",
+            "decisions.csv",
+            "overall.csv",
+            "pareto.csv",
+            "budgets.csv",
+        ),
     log:
         f"{OUT}/logs/tables.log",
     conda:

@@ -12,20 +12,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from leantune import plan
+from leantune import decisions, fronts, overall, plan
 from leantune.errors import BadInput
+from leantune.groups import Entry, Record, Row
 from leantune.published import compare_records, markdown_leaderboard, update_readme
 from leantune.record import read_records
 from leantune.rows import (
     CELL_COLUMNS,
     FAILURE_COLUMNS,
     LEADERBOARD_COLUMNS,
-    Entry,
-    Record,
-    Row,
+    boards,
     cells,
     failures,
-    leaderboard,
+    ranked,
     read_entries,
 )
 from leantune.text import text_table
@@ -43,20 +42,29 @@ __all__ = [
 ]
 
 
-def write_tables(output: Path, expected: Iterable[plan.Cell] = ()) -> list[Row]:
-    """Write cells.csv, leaderboard.csv and failures.csv into `<output>/tables`; returns the leaderboard's rows.
+def write_tables(output: Path, expected: Iterable[plan.Cell] = (), across: Sequence[str] = ()) -> list[Row]:
+    """Write every table made of records into `<output>/tables`; returns the leaderboard's rows.
 
     Same records, same bytes. Damaged files are named on stderr and in failures.csv, and the tables go on
-    without them; `expected` cells that have no record are `missing` there.
+    without them; `expected` cells that have no record are `missing` there. Keys that differ only in the fields
+    `across` are ranked together.
     """
     entries = _entries(output, expected)
     for entry in entries:
         if entry.status == "damaged":
             print(f"warning: damaged record: {entry.problem}", file=sys.stderr)
-    rows = leaderboard(entries)
-    write_text(output / "tables" / "cells.csv", csv_text(cells(entries), CELL_COLUMNS))
-    write_text(output / "tables" / "leaderboard.csv", csv_text(rows, LEADERBOARD_COLUMNS))
-    write_text(output / "tables" / "failures.csv", csv_text(failures(entries), FAILURE_COLUMNS))
+    found = boards(entries, across)
+    rows = ranked(found)
+    for name, table, columns in (
+        ("cells", cells(entries), CELL_COLUMNS),
+        ("leaderboard", rows, LEADERBOARD_COLUMNS),
+        ("failures", failures(entries), FAILURE_COLUMNS),
+        ("decisions", decisions.decisions(found), decisions.COLUMNS),
+        ("overall", overall.overall(found), overall.COLUMNS),
+        ("pareto", fronts.pareto(found), fronts.PARETO_COLUMNS),
+        ("budgets", fronts.budgets(found), fronts.BUDGET_COLUMNS),
+    ):
+        write_text(output / "tables" / f"{name}.csv", csv_text(table, columns))
     return rows
 
 
