@@ -60,20 +60,21 @@ def _decision(board: Board) -> Row:
     if difference is not None:
         row |= {"difference_low": difference.low, "difference_high": difference.high}
         row["difference_from"] = "seeds" if shared > 1 else "examples"
-    lead = f"{_number(gap)} {row['quality_metric']} better than {second}{_bounds(difference, shared)}"
-    quiet = noise is not None and gap < noise
-    if len(first) == 1 and not quiet:
-        return {**row, "says": f"{best} is best: {lead}"}
+    ahead = f"{_number(gap)} ahead of {second} in {row['quality_metric']}" if gap else f"level with {second}"
+    lead = f"{ahead}{_bounds(difference, shared)}"
+    within = f", within the noise floor of {_number(noise)}" if noise is not None and gap < noise else ""
+    if len(first) == 1 and not within:
+        return {**row, "says": f"{best} is best, {lead}"}
     row["more_seeds"], hint = _more_seeds(stand, best, second)
-    rest = len(order) - len(first)
-    below = f"; only the other {rest} are told apart from the best" if rest else ""
-    if not rest:
-        start = f"this decides nothing: no method of {len(order)} is told apart from the best, {best}, which is {lead}"
-    elif quiet:
-        start = f"this decides nothing: {best} is {lead}, within the noise floor of {_number(noise)}{below}"
+    below = len(order) - len(first)
+    others = f"; only {below} {'other is' if below == 1 else 'others are'} told apart from the best" if below else ""
+    if not below:
+        start = f"this decides nothing: no method of {len(order)} is told apart from the best, {best}, {lead}{within}"
+    elif within:
+        start = f"this decides nothing: {best} is {lead}{within}"
     else:
-        start = f"the {len(first)} methods of tier 1 are not told apart: {best} is {lead}{below}"
-    return {**row, "says": f"{start}; {hint}"}
+        start = f"the {len(first)} methods of tier 1 are not told apart: {best} is {lead}"
+    return {**row, "says": f"{start}{others}; {hint}"}
 
 
 def _more_seeds(stand: Standing, best: str, second: str) -> tuple[int | None, str]:
@@ -86,10 +87,7 @@ def _more_seeds(stand: Standing, best: str, second: str) -> tuple[int | None, st
         return None, f"no number of seeds up to 100 would separate {best} and {second}"
     more = max(0, needed - len(differences))
     if more == 0:
-        return (
-            0,
-            f"these seeds are enough for {best} and {second} had they been the only two, and above the noise floor",
-        )
+        return 0, f"the seeds at hand would separate {best} and {second} in a comparison of their own"
     return more, f"{more} more {'seed' if more == 1 else 'seeds'} would separate {best} and {second}"
 
 
