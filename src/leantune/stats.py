@@ -74,7 +74,7 @@ def pooled_deviation(samples: Sequence[Sequence[float]]) -> float | None:
 def seeds_needed(
     differences: Sequence[float], power: float = POWER, alpha: float = 1 - LEVEL, most: int = 100
 ) -> int | None:
-    """The smallest number of seeds at which a two-sided paired t test finds a difference like the one observed.
+    """The smallest number of seeds at which a two-sided paired t test finds a difference like the one observed, with its sign.
 
     Takes the mean and spread of `differences` (two or more seeds) as the truth and the exact power of the
     noncentral t distribution. None where the mean is 0 or more than `most` seeds would be needed.
@@ -86,8 +86,7 @@ def seeds_needed(
     effect = abs(mean) / spread if spread else math.inf
     shift = np.minimum(effect * np.sqrt(sizes), 100.0)  # beyond it the power is 1 at any size
     limit = stats.t.isf(alpha / 2, sizes - 1)
-    reached = stats.nct.sf(limit, sizes - 1, shift) + stats.nct.cdf(-limit, sizes - 1, shift)
-    enough = np.flatnonzero(reached >= power)
+    enough = np.flatnonzero(stats.nct.sf(limit, sizes - 1, shift) >= power)
     return int(sizes[enough[0]]) if len(enough) else None
 
 
@@ -104,7 +103,8 @@ def resampled(
     rows = max(1, 2**22 // n)  # 32 MiB of weights at a time
     for start in range(0, resamples, rows):
         draws = rng.integers(0, n, size=(min(rows, resamples - start), n))
-        weights = np.stack([np.bincount(row, minlength=n) for row in draws]).astype(np.float64)
+        places = (draws + n * np.arange(len(draws))[:, None]).ravel()
+        weights = np.bincount(places, minlength=draws.size).reshape(draws.shape).astype(np.float64)
         parts.append([score(weights) for score in scores])
     return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
