@@ -143,6 +143,10 @@ rule tables:
             "leaderboard.csv",
             "failures.csv",
             "calibration.csv",
+            "decisions.csv",
+            "overall.csv",
+            "pareto.csv",
+            "budgets.csv",
         ),
     log:
         f"{OUT}/logs/tables.log",

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from leantune.rows import KEY, Entry, Record, Row, measured_over_predicted, value
+from leantune.groups import KEY, Entry, Record, Row, value
+from leantune.rows import measured_over_predicted
 from leantune.text import text_table
 
 COLUMNS = ["check", "model", "task", "expected", "measured", "error", "limit", "passed", "key", "seed", "why"]

@@ -220,7 +220,7 @@ def write(records: Path, output: Path, methods: Sequence[str] = ()) -> list[rows
     claims = load(methods)
     if not claims:
         raise BadInput(f"no method of {', '.join(methods) or 'those installed'} has a key 'claims'; nothing to measure")
-    found = Records(rows.read_entries(records, is_stale=tables.is_stale))
+    found = Records(tables.timed(rows.read_entries(records, is_stale=tables.is_stale), records.parent / "timing"))
     spoken = language(Predictions(output / CACHE), found)
     for claim in claims:
         for condition in claim.conditions:

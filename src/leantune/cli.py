@@ -114,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     tables.add_argument("--output", type=Path, help="the run's folder; default: the config's `output`")
     tables.add_argument("--readme", type=Path, help="also write the leaderboard into this Markdown file")
+    tables.add_argument("--across", action="append", default=[], metavar="FIELD",
+                        help="rank together what differs only in this field of the key: hardware, batch, ...")  # fmt: skip
     tables.set_defaults(action=_tables)
 
     footprint = commands.add_parser("footprint", help="predict the config's stacks on its models into footprint.csv")
@@ -324,7 +326,7 @@ def _tables(arguments: argparse.Namespace) -> None:
     from leantune import tables
 
     config, output = _configured(arguments)
-    rows = tables.write_tables(output, plan.expand(config), config["calibration"])
+    rows = tables.write_tables(output, plan.expand(config), config["calibration"], arguments.across)
     if arguments.readme:
         tables.update_readme(arguments.readme, tables.markdown_leaderboard(rows))
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leantune import plan, registry, rows, stats
+from leantune import plan, ranking, registry, rows, stats
 from leantune.errors import BadInput, Unsupported
 from leantune.expressions import Language, Value
 from leantune.footprint import KINDS, versions
+from leantune.groups import Entry, Record
 from leantune.record import write_json
-from leantune.rows import Entry, Record
 
 COUNTS = ("total", "trainable", "head")  # of parameters; `trainable` leaves the head out
 FIELDS = (
@@ -141,7 +141,7 @@ class Records:
             found = stats.paired_t(values[0], values[1], self.level)
             notes = (*notes, f"interval from {len(one)} seeds")
         else:
-            known = rows.example_difference(quality[0], quality[1], self.level)
+            known = ranking.example_difference(quality[0], quality[1], self.level)
             if known is None:
                 raise NotRun(f"one seed of '{a}' and '{b}' on '{task}', and their test predictions cannot be paired")
             found = known

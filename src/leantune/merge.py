@@ -13,8 +13,8 @@ import numpy as np
 
 from leantune import MEASUREMENT_VERSION, calibration, plan, stats, tables
 from leantune.errors import BadInput
+from leantune.groups import KEY, Entry, value
 from leantune.record import Record, read_record, write_record
-from leantune.rows import KEY, Entry, value
 
 NEEDED = ("allocate_64mib_tensors", "sleep", "train_nothing_parameters", "random", calibration.LEAK)
 EXACT = ("accuracy", "macro_f1")  # counts; other scores lose digits, as predictions are kept to five decimals

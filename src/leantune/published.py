@@ -8,7 +8,7 @@ from pathlib import Path
 
 from leantune import calibration
 from leantune.errors import BadInput
-from leantune.rows import KEY, Record, Row, value
+from leantune.groups import KEY, Record, Row, value
 from leantune.text import bytes_text, count_text, text_table
 
 BEGIN, END = "<!-- leaderboard:begin -->", "<!-- leaderboard:end -->"

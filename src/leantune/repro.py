@@ -12,8 +12,8 @@ from typing import Any
 
 from leantune import plan, stats, tables
 from leantune.errors import BadInput
+from leantune.groups import value
 from leantune.record import Record, read_record
-from leantune.rows import value
 from leantune.text import text_table
 
 COLUMNS = ("field", "recorded", "now", "verdict")

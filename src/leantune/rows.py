@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from leantune import stats
 from leantune.errors import BadInput
+from leantune.groups import KEY, Entry, Group, Record, Row, groups, value
+from leantune.ranking import Standing, standing
 from leantune.record import read_record
 
-Row = dict[str, Any]
-Record = Mapping[str, Any]
-
-KEY = ("hardware", "device", "dtype", "batch", "length", "steps", "checkpointing", "torch", "samples", "measurement")
 # cells.csv: column to the path of its value in the record.
 CELLS = {
     "key": "key.short",
@@ -63,6 +58,7 @@ CELLS = {
 }
 CELL_COLUMNS = ["key", "model", "task", "method", "seed", "trial", "status", *[c for c in CELLS if c != "key"]]
 CELL_COLUMNS.insert(CELL_COLUMNS.index("predicted_peak_bytes") + 1, "measured_over_predicted")
+CELL_COLUMNS.insert(CELL_COLUMNS.index("seconds_to_target") + 1, "peak_to_target_bytes")
 LEADERBOARD_COLUMNS = [
     *["key", "model", "task", "method", "status", "seeds", "tier"],
     *["quality_metric", "quality_mean", "quality_low", "quality_high"],
@@ -72,26 +68,23 @@ LEADERBOARD_COLUMNS = [
     # The columns above are relied on by others; new ones go below.
     *["higher_is_better", "tier_from", "failed_seeds", "train_seconds_total", "attach_seconds_cold"],
     *["seconds_to_target", "deployed_bytes", "inference_peak_bytes", "measured_over_predicted"],
+    *["interval_from", "noise_floor", "steps_to_target", "peak_to_target_bytes"],
 ]
+# Not compared where a group was merged across machines.
+TIMES = (
+    *("step_seconds_median", "time_vs_full", "train_seconds_total", "attach_seconds_cold"),
+    *("seconds_to_target", "inference_tokens_per_second"),
+)
 FAILURE_COLUMNS = ["status", "key", "model", "task", "method", "seed", "trial", "phase", "reason", "file"]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One place where a record is or should be. `record` is None when it is `damaged` or `missing`."""
+class Board:
+    """One group, how its methods stand, and its leaderboard rows, best first."""
 
-    file: str  # relative to the records' folder, with forward slashes
-    status: str  # the record's own, or stale | damaged | missing
-    record: Record | None
-    problem: str | None = None
-
-
-def value(record: Record, path: str) -> Any:
-    """The value at a dotted path, None where any part of it is absent or null."""
-    found: Any = record
-    for name in path.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+    group: Group
+    standing: Standing
+    rows: list[Row]
 
 
 def measured_over_predicted(record: Record) -> float | None:
@@ -101,6 +94,21 @@ def measured_over_predicted(record: Record) -> float | None:
     measured = on_gpu or value(record, "memory.tensors.peak_bytes")
     predicted = value(record, f"memory.predicted.{'allocated' if on_gpu else 'peak'}_bytes")
     return measured / predicted if measured and predicted else None
+
+
+def peak_to_target_bytes(record: Record) -> int | None:
+    """The peak over the part of the run until the target was reached; None where it was not.
+
+    A method whose memory changed has a peak for each interval, told by the step it begins after; CUDA's counter
+    and all other methods have one peak for the whole run.
+    """
+    steps = value(record, "quality.steps_to_target")
+    if steps is None:
+        return None
+    by_interval = value(record, "memory.peak_source") == "tensors-cpu" and value(record, "memory.tensors.intervals")
+    if not by_interval:
+        return value(record, "memory.peak_bytes")
+    return max(part["peak_bytes"] for part in by_interval if part["step"] < steps)
 
 
 def _place(record: Record) -> str:
@@ -140,6 +148,7 @@ def cells(entries: Sequence[Entry]) -> list[Row]:
         cell = entry.record["cell"]
         row = {column: value(entry.record, path) for column, path in CELLS.items()}
         row["measured_over_predicted"] = measured_over_predicted(entry.record)
+        row["peak_to_target_bytes"] = peak_to_target_bytes(entry.record)
         names = {"model": cell["model"], "task": cell["task"], "method": cell["method"]}
         rows.append({**row, **names, "seed": cell["seed"], "trial": cell["trial"], "status": entry.status})
     return sorted(rows, key=_order)
@@ -170,141 +179,84 @@ def failures(entries: Sequence[Entry]) -> list[Row]:
     return sorted(rows, key=lambda row: (_order(row), row["file"]))
 
 
-def leaderboard(entries: Sequence[Entry]) -> list[Row]:
+def boards(entries: Sequence[Entry], across: Sequence[str] = ()) -> list[Board]:
+    """Every set of methods that may be ranked together, ranked. `across`: key fields to merge groups over."""
+    return [_board(group) for group in groups(entries, across)]
+
+
+def leaderboard(entries: Sequence[Entry], across: Sequence[str] = ()) -> list[Row]:
     """A row per method inside one key, model and task: aggregated over seeds, ranked in tiers, best first."""
+    return ranked(boards(entries, across))
+
+
+def ranked(found: Iterable[Board]) -> list[Row]:
+    """The leaderboard's rows of boards, in its order."""
+    return sorted((row for board in found for row in board.rows), key=_leaderboard_order)
+
+
+def _board(group: Group) -> Board:
+    ok, stand = group.ok, standing(group)
+    numbers = {method: aggregate(found) for method, found in ok.items()}
+    full = numbers.get("full", {})
     rows = []
-    for group, methods in _groups(entries):
-        ok = {method: sorted(found, key=lambda r: r["cell"]["seed"]) for method, found in _ok(methods).items()}
-        tiers, tier_from = _tiers(ok)
-        numbers = {method: aggregate(found) for method, found in ok.items()}
-        full = numbers.get("full", {})
-        for method, found in methods.items():
-            row = {
-                **dict(zip(("key", "model", "task"), group, strict=True)),
-                "method": method,
-                "status": "ok" if method in ok else min(e.status for e in found),
-                "seeds": len(ok.get(method, ())),
-                "failed_seeds": len(found) - len(ok.get(method, ())),
-                "tier": tiers.get(method),
-                "tier_from": tier_from.get(method),
-                **numbers.get(method, {}),
-            }
-            if row.get("peak_source") and row["peak_source"] == full.get("peak_source"):
-                row["peak_vs_full"] = row["peak_memory_bytes"] / full["peak_memory_bytes"]
-            rows.append(row)
-    return sorted(rows, key=_leaderboard_order)
-
-
-def _groups(entries: Sequence[Entry]) -> Iterator[tuple[tuple[str, str, str], dict[str, list[Entry]]]]:
-    """(key, model, task) and the entries of each method, for every set of rows that may be ranked together.
-
-    The short key says it all but for the samples, which only the worker knows: results on other samples are
-    another group. Cells that failed early have none and go with the first group of their key.
-    """
-    groups: dict[tuple, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
-    for late in (False, True):
-        for entry in entries:
-            if entry.record is None or (entry.status != "ok") != late:
-                continue
-            key, cell = entry.record["key"], entry.record["cell"]
-            group = (key["short"], cell["model"], cell["task"])
-            there = sorted(g for g in groups if g[:3] == group)
-            wanted = (*group, key["samples"] or "") if not late or not there else there[0]
-            groups[wanted][cell["method"]].append(entry)
-    for wanted in sorted(groups):
-        yield wanted[:3], groups[wanted]
-
-
-def _ok(methods: Mapping[str, Sequence[Entry]]) -> dict[str, list[Record]]:
-    found = {m: [e.record for e in methods[m] if e.status == "ok" and e.record is not None] for m in sorted(methods)}
-    return {method: records for method, records in found.items() if records}
+    for method, entries in group.methods.items():
+        low, high, interval_from = stand.interval(method) if method in stand.scores else (None, None, None)
+        row = {
+            **{"key": group.key, "model": group.model, "task": group.task, "method": method},
+            "status": "ok" if method in ok else min(entry.status for entry in entries),
+            "seeds": len({record["cell"]["seed"] for record in ok.get(method, ())}),
+            "failed_seeds": len(entries) - len(ok.get(method, ())),
+            "tier": stand.tiers.get(method),
+            **numbers.get(method, {}),
+            "quality_mean": stand.mean(method) if method in stand.scores else None,
+            **{"quality_low": low, "quality_high": high, "interval_from": interval_from},
+        }
+        if method in stand.scores:
+            row["tier_from"] = "seeds" if len(stand.scores[method]) > 1 else "examples"
+            row["noise_floor"] = stand.noise[0]
+        source = row.get("peak_source")
+        if source and source == full.get("peak_source") and "/" not in source:
+            row["peak_vs_full"] = row["peak_memory_bytes"] / full["peak_memory_bytes"]
+        if not group.one_machine:
+            row.update(dict.fromkeys(TIMES))
+        rows.append(row)
+    return Board(group, stand, sorted(rows, key=_leaderboard_order))
 
 
 def aggregate(records: Sequence[Record]) -> Row:
-    """What several seeds of one method say together. The peak is the worst one, times are medians."""
+    """What several seeds of one method say together, quality apart. The peak is the worst one, times are medians."""
 
-    def numbers(path: str) -> list[float]:
-        return [v for v in (value(r, path) for r in records) if v is not None]
+    def reduced(numbers: Sequence[float | None], how: Callable[[list[float]], float]) -> float | None:
+        return how(found) if (found := [number for number in numbers if number is not None]) else None
 
-    def reduced(path: str, how: Callable[[list[float]], float]) -> float | None:
-        return how(found) if (found := numbers(path)) else None
+    def numbers(path: str) -> list[float | None]:
+        return [value(record, path) for record in records]
+
+    def at_target(numbers: Sequence[float | None], how: Callable[[list[float]], float]) -> float | None:
+        return None if None in numbers else reduced(numbers, how)  # every seed has to reach it
 
     sources = sorted({s for r in records if (s := value(r, "memory.peak_source"))})
-    quality = numbers("quality.value")
-    interval = stats.t_interval(quality) if quality else stats.Interval(math.nan, None, None)
     return {
         "quality_metric": value(records[0], "quality.metric"),
         "higher_is_better": value(records[0], "quality.higher_is_better"),
-        "quality_mean": interval.mean if quality else None,
-        "quality_low": interval.low,
-        "quality_high": interval.high,
-        "peak_memory_bytes": reduced("memory.peak_bytes", max),
+        "peak_memory_bytes": reduced(numbers("memory.peak_bytes"), max),
         "peak_source": "/".join(sources) or None,
-        "mean_peak_bytes": reduced("memory.mean_peak_bytes", max),
-        "step_seconds_median": reduced("time.step_seconds_median", statistics.median),
-        "time_vs_full": reduced("time.vs_full", statistics.median),
-        "train_seconds_total": reduced("time.train_seconds_total", statistics.median),
-        "attach_seconds_cold": reduced("time.attach_seconds_cold", max),
-        "seconds_to_target": reduced("quality.seconds_to_target", statistics.median)
-        if len(numbers("quality.seconds_to_target")) == len(records)
-        else None,
-        "trainable_parameters": reduced("parameters.trainable", max),
-        "checkpoint_bytes": reduced("size.checkpoint_bytes", max),
-        "deployed_parameters": reduced("size.deployed_parameters", max),
-        "deployed_bytes": reduced("size.deployed_bytes", max),
-        "inference_tokens_per_second": reduced("inference.tokens_per_second", statistics.median),
-        "inference_peak_bytes": reduced("inference.peak_bytes", max),
-        "measured_over_predicted": max(filter(None, map(measured_over_predicted, records)), default=None),
+        "mean_peak_bytes": reduced(numbers("memory.mean_peak_bytes"), max),
+        "step_seconds_median": reduced(numbers("time.step_seconds_median"), statistics.median),
+        "time_vs_full": reduced(numbers("time.vs_full"), statistics.median),
+        "train_seconds_total": reduced(numbers("time.train_seconds_total"), statistics.median),
+        "attach_seconds_cold": reduced(numbers("time.attach_seconds_cold"), max),
+        "steps_to_target": at_target(numbers("quality.steps_to_target"), statistics.median),
+        "seconds_to_target": at_target(numbers("quality.seconds_to_target"), statistics.median),
+        "peak_to_target_bytes": at_target([peak_to_target_bytes(record) for record in records], max),
+        "trainable_parameters": reduced(numbers("parameters.trainable"), max),
+        "checkpoint_bytes": reduced(numbers("size.checkpoint_bytes"), max),
+        "deployed_parameters": reduced(numbers("size.deployed_parameters"), max),
+        "deployed_bytes": reduced(numbers("size.deployed_bytes"), max),
+        "inference_tokens_per_second": reduced(numbers("inference.tokens_per_second"), statistics.median),
+        "inference_peak_bytes": reduced(numbers("inference.peak_bytes"), max),
+        "measured_over_predicted": reduced([measured_over_predicted(record) for record in records], max),
     }
-
-
-# ------------------------------------------------------------------ tiers
-
-
-def _tiers(records: Mapping[str, Sequence[Record]]) -> tuple[dict[str, int], dict[str, str]]:
-    """Tier per method, and what separated it: `seeds` (two or more shared) or `examples` (bootstrap).
-
-    With one shared seed and no per-example predictions nothing can be told apart, so nothing is.
-    """
-    scored = {m: [r for r in found if value(r, "quality.value") is not None] for m, found in records.items()}
-    scored = {m: found for m, found in scored.items() if found}
-    if not scored:
-        return {}, {}
-    sign = 1 if value(next(iter(scored.values()))[0], "quality.higher_is_better") else -1
-    means = {m: sign * stats.t_interval([r["quality"]["value"] for r in found]).mean for m, found in scored.items()}
-    tier_from = {m: "seeds" if len(found) > 1 else "examples" for m, found in scored.items()}
-
-    def p_value(a: str, b: str) -> float:
-        left = {r["cell"]["seed"]: r["quality"] for r in scored[a]}
-        right = {r["cell"]["seed"]: r["quality"] for r in scored[b]}
-        shared = sorted(left.keys() & right.keys())
-        if len(shared) > 1:
-            return stats.paired_t([left[s]["value"] for s in shared], [right[s]["value"] for s in shared]).p
-        return _example_p(left[shared[0]], right[shared[0]]) if shared else 1.0
-
-    return stats.tiers(means, p_value), tier_from
-
-
-def _example_p(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-    """p of a paired bootstrap over the test examples of two records; 1.0 where they cannot be paired."""
-    difference = example_difference(a, b)
-    return 1.0 if difference is None else difference.p
-
-
-def example_difference(
-    a: Mapping[str, Any], b: Mapping[str, Any], level: float = stats.LEVEL
-) -> stats.Difference | None:
-    """a - b of two records' `quality` by a paired bootstrap over the test examples; None where they cannot be paired."""
-    references = a.get("references")
-    one, two = a.get("predictions"), b.get("predictions")
-    if not one or not two or len(one) != len(two) or references != b.get("references"):
-        return None
-    try:
-        score_a = stats.weighted_score(a["metric"], one, references)
-        score_b = stats.weighted_score(b["metric"], two, references)
-    except KeyError:
-        return None
-    return stats.paired_bootstrap(lambda w: score_a(w) - score_b(w), len(one), level)
 
 
 # ------------------------------------------------------------------ order

@@ -1,13 +1,14 @@
 """Statistics of the leaderboard: intervals, paired tests, Holm's correction, and tiers.
 
-Two sources of noise, two tools. Seeds: a t interval (a percentile bootstrap of 3 seeds covers only about
-75 % of what it promises). Test examples: a paired bootstrap, both methods scored on the same resample.
+Two sources of noise, two tools. Seeds: a t interval (a percentile bootstrap of 3 seeds covers 75 % at
+best, not 95 %). Test examples: a paired bootstrap, both methods scored on the same resample.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from scipy import stats
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
-RESAMPLES = 4000
+POWER = 0.8
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return Interval(mean, None, None)
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(sorted(values))
     return Interval(mean, mean - float(half), mean + float(half))
 
 
@@ -52,7 +54,7 @@ def paired_t(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Di
     """a - b over the same seeds, in the same order; two or more. Raises ValueError otherwise."""
     if len(a) != len(b) or len(a) < 2:
         raise ValueError("a paired t interval needs the same two or more seeds of both methods")
-    differences = [x - y for x, y in zip(a, b, strict=True)]
+    differences = sorted(x - y for x, y in zip(a, b, strict=True))  # the same digits however the seeds are named
     mean = math.fsum(differences) / len(differences)
     spread = float(stats.sem(differences))
     if spread == 0:  # the same difference at every seed: none at all, or one without any noise
@@ -62,47 +64,93 @@ def paired_t(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Di
     return Difference(mean, mean - half, mean + half, p)
 
 
+def pooled_deviation(samples: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation inside the samples, pooled by degrees of freedom; None where none has two values."""
+    spread = [(len(sample) - 1, statistics.variance(sorted(sample))) for sample in samples if len(sample) > 1]
+    free = sum(degrees for degrees, _ in spread)
+    return math.sqrt(math.fsum(degrees * variance for degrees, variance in spread) / free) if free else None
+
+
+def seeds_needed(
+    differences: Sequence[float], power: float = POWER, alpha: float = 1 - LEVEL, most: int = 100
+) -> int | None:
+    """The smallest number of seeds at which a two-sided paired t test finds a difference like the one observed, with its sign.
+
+    Takes the mean and spread of `differences` (two or more seeds) as the truth and the exact power of the
+    noncentral t distribution. None where the mean is 0 or more than `most` seeds would be needed.
+    """
+    mean, spread = statistics.fmean(differences), statistics.stdev(differences)
+    if mean == 0:
+        return None
+    sizes = np.arange(2, most + 1)
+    effect = abs(mean) / spread if spread else math.inf
+    shift = np.minimum(effect * np.sqrt(sizes), 100.0)  # beyond it the power is 1 at any size
+    limit = stats.t.isf(alpha / 2, sizes - 1)
+    enough = np.flatnonzero(stats.nct.sf(limit, sizes - 1, shift) >= power)
+    return int(sizes[enough[0]]) if len(enough) else None
+
+
+def resampled(
+    scores: Sequence[Callable[[Array], Array]], n: int, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Array]:
+    """Each score on `n` test examples and on bootstrap resamples of them, (1 + resamples,); the first is the sample's.
+
+    A score maps weights (rows, n), how often each example was drawn, to one value per row (rows,). All scores,
+    in this call and in others of the same n and seed, see the same resamples, so their differences are paired.
+    """
+    rng = np.random.default_rng(seed)
+    parts = [[score(np.ones((1, n))) for score in scores]]
+    rows = max(1, 2**22 // n)  # 32 MiB of weights at a time
+    for start in range(0, resamples, rows):
+        draws = rng.integers(0, n, size=(min(rows, resamples - start), n))
+        places = (draws + n * np.arange(len(draws))[:, None]).ravel()
+        weights = np.bincount(places, minlength=draws.size).reshape(draws.shape).astype(np.float64)
+        parts.append([score(weights) for score in scores])
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def drawn_bounds(drawn: Array, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile bounds of a resampled score; infinite where no resample has a value."""
+    values = drawn[1:][np.isfinite(drawn[1:])]  # a correlation on a constant resample has none
+    if not len(values):
+        return -math.inf, math.inf
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def drawn_difference(drawn: Array, level: float = LEVEL) -> Difference:
+    """What the resamples of a difference of two scores say.
+
+    The p value is twice the smaller tail beyond zero, ties counted in both, with the usual + 1, so it is never
+    below 2 / (resamples + 1).
+    """
+    values = drawn[1:][np.isfinite(drawn[1:])]
+    tail = min(int(np.sum(values <= 0)), int(np.sum(values >= 0)))
+    return Difference(float(drawn[0]), *drawn_bounds(drawn, level), min(1.0, 2 * (tail + 1) / (len(values) + 1)))
+
+
 def paired_bootstrap(
     score: Callable[[Array], Array], n: int, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
-    """Percentile bootstrap over `n` test examples of a difference of two scores.
-
-    `score` maps weights (rows, n), how often each example was drawn, to one difference per row (rows,); a row
-    of ones is the sample itself. The p value is twice the smaller tail beyond zero, ties counted in both, with
-    the usual + 1, so it is never below 2 / (resamples + 1).
-    """
-    weights = _weights(n, resamples, seed)
-    observed = float(score(np.ones((1, n)))[0])
-    drawn = score(weights)
-    drawn = drawn[np.isfinite(drawn)]  # a correlation on a constant resample has no value
-    if not len(drawn):
-        return Difference(observed, -math.inf, math.inf, 1.0)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    tail = min(int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0)))
-    return Difference(observed, float(low), float(high), min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
-
-
-@functools.lru_cache(maxsize=1)  # the methods of one leaderboard share their test examples
-def _weights(n: int, resamples: int, seed: int) -> Array:
-    """How often each example is drawn in each resample, (resamples, n)."""
-    draws = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
-    return np.stack([np.bincount(row, minlength=n) for row in draws]).astype(np.float64)
+    """Percentile bootstrap over `n` test examples of a difference of two scores, as in `resampled`."""
+    return drawn_difference(resampled([score], n, resamples, seed)[0], level)
 
 
 def weighted_score(metric: str, predictions: Sequence[float], references: Sequence[float] | None) -> Callable:
     """The score of one method as a function of example weights (rows, n) -> (rows,).
 
-    `accuracy`, `pearson` and `spearman` compare predictions with references; `loss` is the sum of the examples'
-    losses over that of their token counts (the references; one each without them), `perplexity` its exponential. Spearman's ranks are those of the whole test split. Raises KeyError
+    `accuracy`, `pearson` and `spearman` compare predictions with references; `loss` is the mean per token of the
+    examples' summed losses, whose references are their numbers of tokens (one each where there are none),
+    `perplexity` its exponential. Spearman's ranks are those of the whole test split. Raises KeyError
     for a metric that is not known.
     """
     values = np.asarray(predictions, dtype=np.float64)
     if metric in ("loss", "perplexity"):
         transform = np.exp if metric == "perplexity" else np.asarray
-        counts = (
-            np.ones_like(values) if references is None or not len(references) else np.asarray(references, np.float64)
+        tokens = (
+            np.ones(len(values)) if references is None or not len(references) else np.asarray(references, np.float64)
         )
-        return lambda w: transform(w @ values / (w @ counts))
+        return lambda w: transform(w @ values / (w @ tokens))
     truth = np.asarray(references, dtype=np.float64)
     if metric == "accuracy":
         correct = (values == truth).astype(np.float64)
@@ -150,18 +198,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def tiers(
     scores: Mapping[str, float], p_value: Callable[[str, str], float], alpha: float = 1 - LEVEL
 ) -> dict[str, int]:
-    """Tiers by removal, larger score better: the best and all not separable from it (Holm), then the rest again.
+    """Tiers by removal, larger score better: the best and all not separable from it, then the rest again.
 
-    `p_value(best, other)` is the two-sided p of a paired test. Ties of the score are broken by name.
+    `p_value(better, worse)` is the two-sided p of a paired test. Holm's correction is over all pairs: which
+    method is the best was chosen by looking, and a correction for its own comparisons alone would split six
+    equal methods in one of ten tables. Ties of the score are broken by name.
     """
-    tier: dict[str, int] = {}
     left = sorted(scores, key=lambda name: (-scores[name], name))
-    number = 1
-    while left:
-        best, others = left[0], left[1:]
-        adjusted = holm([p_value(best, other) for other in others])
-        level = [best, *(o for o, p in zip(others, adjusted, strict=True) if p > alpha)]
+    pairs = list(itertools.combinations(left, 2))
+    adjusted = dict(zip(pairs, holm([p_value(*pair) for pair in pairs]), strict=True))
+    tier: dict[str, int] = {}
+    for number in itertools.count(1):
+        if not left:
+            break
+        level = [left[0], *(other for other in left[1:] if adjusted[left[0], other] > alpha)]
         tier.update(dict.fromkeys(level, number))
         left = [name for name in left if name not in level]
-        number += 1
     return tier
+
+
+def resamples_for(methods: int, alpha: float = 1 - LEVEL) -> int:
+    """Resamples with which a bootstrap p value can be small enough for Holm's correction over all pairs."""
+    return max(
+        RESAMPLES, math.ceil(2 * methods * (methods - 1) / alpha)
+    )  # twice what the least p, 2 / resamples, needs

@@ -13,20 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from leantune import calibration, compare, plan
+from leantune import calibration, compare, decisions, fronts, overall, plan
 from leantune.errors import BadInput
+from leantune.groups import Entry, Record, Row
 from leantune.published import compare_records, markdown_leaderboard, update_readme
 from leantune.record import read_records
 from leantune.rows import (
     CELL_COLUMNS,
     FAILURE_COLUMNS,
     LEADERBOARD_COLUMNS,
-    Entry,
-    Record,
-    Row,
+    boards,
     cells,
     failures,
-    leaderboard,
+    ranked,
     read_entries,
 )
 from leantune.text import text_table
@@ -45,24 +44,34 @@ __all__ = [
 
 
 def write_tables(
-    output: Path, expected: Iterable[plan.Cell] = (), limits: Mapping[str, float] = plan.CALIBRATION_LIMITS
+    output: Path,
+    expected: Iterable[plan.Cell] = (),
+    limits: Mapping[str, float] = plan.CALIBRATION_LIMITS,
+    across: Sequence[str] = (),
 ) -> list[Row]:
-    """Write cells.csv, leaderboard.csv, failures.csv and calibration.csv, checked against `limits`, into
-    `<output>/tables`; returns the leaderboard's rows.
+    """Write every table made of records into `<output>/tables`; returns the leaderboard's rows.
 
     Same records, same bytes. Damaged files are named on stderr and in failures.csv, and the tables go on
-    without them; `expected` cells that have no record are `missing` there.
+    without them; `expected` cells that have no record are `missing` there. Keys that differ only in the fields
+    `across` are ranked together. `limits` are those of the calibration.
     """
     entries = _entries(output, expected)
     for entry in entries:
         if entry.status == "damaged":
             print(f"warning: damaged record: {entry.problem}", file=sys.stderr)
-    rows = leaderboard(entries)
-    write_text(output / "tables" / "cells.csv", csv_text(cells(entries), CELL_COLUMNS))
-    write_text(output / "tables" / "leaderboard.csv", csv_text(rows, LEADERBOARD_COLUMNS))
-    write_text(output / "tables" / "failures.csv", csv_text(failures(entries), FAILURE_COLUMNS))
-    checks = csv_text(calibration.rows(entries, limits), calibration.COLUMNS)
-    write_text(output / "tables" / "calibration.csv", checks)
+    found = boards(entries, across)
+    rows = ranked(found)
+    for name, table, columns in (
+        ("cells", cells(entries), CELL_COLUMNS),
+        ("leaderboard", rows, LEADERBOARD_COLUMNS),
+        ("failures", failures(entries), FAILURE_COLUMNS),
+        ("decisions", decisions.decisions(found), decisions.COLUMNS),
+        ("overall", overall.overall(found), overall.COLUMNS),
+        ("pareto", fronts.pareto(found), fronts.PARETO_COLUMNS),
+        ("calibration", calibration.rows(entries, limits), calibration.COLUMNS),
+        ("budgets", fronts.budgets(found), fronts.BUDGET_COLUMNS),
+    ):
+        write_text(output / "tables" / f"{name}.csv", csv_text(table, columns))
     return rows
 
 
@@ -139,10 +148,13 @@ def _file(cell: plan.Cell) -> str:
 
 
 def _entries(output: Path, expected: Iterable[plan.Cell]) -> list[Entry]:
-    """The records of a folder; those whose step time was compared with `full`'s say so in `time.vs_full`."""
-    entries = read_entries(output / "records", [_file(cell) for cell in expected], is_stale)
-    comparisons = compare.read_comparisons(output / "timing")
-    return [_timed(entry, comparisons) for entry in entries] if comparisons else entries
+    return timed(read_entries(output / "records", [_file(cell) for cell in expected], is_stale), output / "timing")
+
+
+def timed(entries: Sequence[Entry], folder: Path) -> list[Entry]:
+    """Entries whose `time.vs_full` is what the comparisons of step times in a folder say of them."""
+    comparisons = compare.read_comparisons(folder)
+    return [_timed(entry, comparisons) for entry in entries] if comparisons else list(entries)
 
 
 def _timed(entry: Entry, comparisons: Sequence[Record]) -> Entry:

@@ -1,0 +1,34 @@
+"""The promises of the statistics, kept in simulation; the figures of docs/statistics.md with fewer runs."""
+
+import math
+
+import pytest
+from simulated_coverage import example_coverage, kept_together, seed_bootstrap_coverage, t_coverage
+
+
+def error(rate: float, runs: int) -> float:
+    """Three standard errors of a rate found in so many runs."""
+    return 3 * math.sqrt(rate * (1 - rate) / runs)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_t_intervals_cover_what_they_say(seeds):
+    assert t_coverage(seeds, 4000) == pytest.approx(0.95, abs=error(0.95, 4000))
+
+
+def test_a_percentile_bootstrap_of_three_seeds_covers_far_less():
+    assert seed_bootstrap_coverage(3, 4000) == pytest.approx(0.75, abs=error(0.75, 4000) + 0.03)
+
+
+def test_the_interval_over_test_examples_covers_what_it_says():
+    assert example_coverage(200, 400) == pytest.approx(0.95, abs=error(0.95, 400))
+
+
+@pytest.mark.parametrize(("methods", "seeds", "runs"), [(2, 3, 2000), (5, 5, 300)])
+def test_truly_equal_methods_share_tier_one(methods, seeds, runs):
+    assert kept_together(methods, seeds, runs) >= 0.95 - error(0.95, runs)
+
+
+def test_correcting_for_the_comparisons_of_the_best_alone_would_split_too_many():
+    """Why the correction is over all pairs."""
+    assert kept_together(8, 5, 400, best_only=True) < 0.95 - error(0.95, 500)
