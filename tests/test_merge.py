@@ -39,7 +39,7 @@ def sound(method="full", task="sentiment", predictions=TRUTH, hardware=THEIRS, o
 def controls(ballast=2**26, hardware=THEIRS):
     words = {"overrides": SETS, "hardware": hardware}
     made = [sound("head", **words), sound("allocate_64mib", peak=1000 + ballast, **words), sound("sleep", **words)]
-    made[2]["time"]["step_seconds_median"] = 0.55
+    made[2]["time"]["step_seconds_median"] = 0.7
     nothing = sound("train_nothing", predictions=HALF, **words)
     nothing["parameters"]["trainable"], nothing["size"] = 0, {"checkpoint_bytes": 0}
     return [*made, nothing, sound("random", predictions=HALF, **words), sound("tfidf", "leak", hardware=hardware)]
