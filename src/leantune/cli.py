@@ -1,18 +1,14 @@
-"""The command `leantune`. Every subcommand is one small function; bad input is one sentence and exit 2."""
+"""The command `leantune`: its subcommands and flags. `actions` does the work; bad input is one sentence and exit 2."""
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from leantune import cell as cells
-from leantune import exchange, plan, record, registry, sweep
+from leantune import actions, exchange
 from leantune.errors import BadInput, Unsupported
 
 EXAMPLES = """examples:
@@ -48,11 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     listing = commands.add_parser("list", help="methods with their points, tasks, models")
-    listing.set_defaults(action=_list)
+    listing.set_defaults(action=actions.list_)
 
     check = commands.add_parser("validate", help="check plugin and config files against their schemas")
     check.add_argument("paths", nargs="*", type=Path, help="YAML files or folders; default: every known plugin")
-    check.set_defaults(action=_validate)
+    check.set_defaults(action=actions.validate)
 
     run = commands.add_parser("run", help="run one cell and write its record")
     _cell_flags(run)
@@ -70,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="random changes after training that tell how flat the minimum is (0)")  # fmt: skip
     run.add_argument("--tuning", nargs="*", type=Path, default=[], metavar="FILE",
                      help="settings chosen by `leantune choose` for parts of the stack")  # fmt: skip
-    run.set_defaults(action=_run)
+    run.set_defaults(action=actions.run)
 
     tune = commands.add_parser("tune", help="run a cell for each of several settings, scored on the validation split")
     _cell_flags(tune)
@@ -78,12 +74,12 @@ def _parser() -> argparse.ArgumentParser:
                       help="values to try; default: those under `search:` of the method's yaml")  # fmt: skip
     tune.add_argument("--output", type=Path, default=Path("runs/default"), help="the run's folder (runs/default)")
     tune.add_argument("--timeout", type=float, default=60.0, metavar="MINUTES", help="end a trial after this (60)")
-    tune.set_defaults(action=_tune)
+    tune.set_defaults(action=actions.tune)
 
     choose = commands.add_parser("choose", help="the best of a method's trials, as a file for `run --tuning`")
     choose.add_argument("trials", nargs="+", type=Path, metavar="RECORD")
     choose.add_argument("--out", required=True, type=Path)
-    choose.set_defaults(action=_choose)
+    choose.set_defaults(action=actions.choose)
 
     compare = commands.add_parser("compare", help="step times of methods that take turns on a machine of their own")
     compare.add_argument("--model", required=True)
@@ -95,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
                          help="METHOD.PARAM=VALUE or task.steps=VALUE")  # fmt: skip
     compare.add_argument("--tuning", nargs="*", type=Path, default=[], metavar="FILE")
     compare.add_argument("--out", type=Path, metavar="FILE", help="also write what was measured here, as JSON")
-    compare.set_defaults(action=_compare)
+    compare.set_defaults(action=actions.compare)
 
     predict = commands.add_parser("predict", help="peak memory of a method on a model, with no GPU and no weights")
     _list_flag(predict, "--model", str, required=True, help="one or more, comma-separated")
@@ -108,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--set", action="append", default=[], metavar="METHOD.PARAM=VALUE", dest="settings")
     predict.add_argument("--under", metavar="SIZE", help="8GiB or a card (T4, L4, A100-80, ...): what fits into it")
     predict.add_argument("--json", action="store_true", help="print one JSON object, or a list of them")
-    predict.set_defaults(action=_predict)
+    predict.set_defaults(action=actions.predict)
 
     tables = commands.add_parser("tables", help="build the CSV tables and the README leaderboard from records")
     tables.add_argument("--config", type=Path, default=Path("config/config.yaml"))
@@ -116,12 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--readme", type=Path, help="also write the leaderboard into this Markdown file")
     tables.add_argument("--across", action="append", default=[], metavar="FIELD",
                         help="rank together what differs only in this field of the key: hardware, batch, ...")  # fmt: skip
-    tables.set_defaults(action=_tables)
+    tables.set_defaults(action=actions.tables)
 
     footprint = commands.add_parser("footprint", help="predict the config's stacks on its models into footprint.csv")
     footprint.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     footprint.add_argument("--output", type=Path, help="the run's folder; default: the config's `output`")
-    footprint.set_defaults(action=_footprint)
+    footprint.set_defaults(action=actions.footprint)
 
     ledger = commands.add_parser("claims", help="each paper's claims against what was measured, into claims.csv")
     ledger.add_argument("methods", nargs="*", metavar="METHOD", help="only these; default: every method with claims")
@@ -129,25 +125,25 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     where.add_argument("--records", type=Path, metavar="FOLDER", help="a folder of records, such as results/records")
     ledger.add_argument("--output", type=Path, help="the run's folder; default: the config's, or the one above FOLDER")
-    ledger.set_defaults(action=_claims)
+    ledger.set_defaults(action=actions.claims)
 
     gate = commands.add_parser("gate", help="fail where a cell ended with a status that the config does not allow")
     gate.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     gate.add_argument("--output", type=Path)
     gate.add_argument("--published", type=Path, default=Path("results"), help="compare with these results")
-    gate.set_defaults(action=_gate)
+    gate.set_defaults(action=actions.gate)
 
     publish = commands.add_parser("publish", help="copy a run's records and tables to the published results")
     publish.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     publish.add_argument("--output", type=Path)
     publish.add_argument("--to", type=Path, default=Path("results"))
-    publish.set_defaults(action=_publish)
+    publish.set_defaults(action=actions.publish)
 
     rerun = commands.add_parser("rerun", help="remove the records of failed cells, so that the next run repeats them")
     rerun.add_argument("--status", default="oom,timeout,error", help="comma-separated (oom,timeout,error)")
     rerun.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     rerun.add_argument("--output", type=Path)
-    rerun.set_defaults(action=_rerun)
+    rerun.set_defaults(action=actions.rerun)
 
     exchange.add_commands(commands)
 
@@ -155,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("kind", choices=["method", "task"])
     new.add_argument("name")
     new.add_argument("--at", type=Path, metavar="DIR", help="the plugin root (default: this checkout)")
-    new.set_defaults(action=_new)
+    new.set_defaults(action=actions.new)
     return parser
 
 
@@ -181,217 +177,3 @@ def _cell_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="METHOD.PARAM=VALUE or task.steps=VALUE")  # fmt: skip
-
-
-def _settings_and_method(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    settings = plan.parse_settings(arguments.settings)
-    for flag, key in (("batch", "batch"), ("seq", "length"), ("dtype", "dtype")):
-        if getattr(arguments, flag) is not None:
-            settings[f"task.{key}"] = getattr(arguments, flag)
-    method = arguments.method
-    if arguments.point:
-        if "+" in method or "@" in method:
-            raise BadInput("--point goes with a single method; in a stack write METHOD@POINT")
-        method = f"{method}@{arguments.point}"
-    return settings, method
-
-
-def _tune(arguments: argparse.Namespace) -> None:
-    from leantune import tune
-
-    settings, method = _settings_and_method(arguments)
-    grid = tune.parse_grid(arguments.search) or tune.default_grid(method)
-    cells_ = tune.trials(
-        arguments.model, arguments.task, method, grid, arguments.seed, arguments.device, settings
-    )  # fmt: skip
-    records = [tune.run(cell, arguments.output, arguments.timeout) for cell in cells_]
-    print(tune.describe(grid, cells_, records))
-
-
-def _choose(arguments: argparse.Namespace) -> None:
-    from leantune import tune
-
-    record.write_json(arguments.out, tune.choice([record.read_record(file) for file in arguments.trials]))
-
-
-def _compare(arguments: argparse.Namespace) -> None:
-    from leantune import compare, tune
-
-    found = compare.compare(
-        arguments.model, arguments.task, arguments.methods, rounds=arguments.rounds,
-        device=plan.resolve_device(arguments.device), settings=plan.parse_settings(arguments.settings),
-        choices=[tune.read_choice(file) for file in arguments.tuning],
-    )  # fmt: skip
-    if arguments.out:
-        record.write_json(arguments.out, found)
-    print(compare.describe(found))
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from leantune import tune
-
-    settings, method = _settings_and_method(arguments)
-
-    def resolved(settings: dict[str, Any]) -> plan.Cell:
-        return plan.resolve(
-            arguments.model, arguments.task, method, arguments.seed,
-            trial=arguments.trial, device=arguments.device, overrides=settings, flatness=arguments.flatness,
-        )  # fmt: skip
-
-    cell, tuning = resolved(settings), None
-    if arguments.tuning:
-        choices = [tune.read_choice(file) for file in arguments.tuning]
-        cell = resolved({**tune.chosen_settings(cell, choices), **settings})  # what is set by hand stays
-        tuning = {one["method"]: one for one in choices}
-    return cells.run(
-        cell, arguments.out, timeout_minutes=arguments.timeout, attempt=arguments.attempt,
-        attempts=arguments.attempts, threads=arguments.threads, force=arguments.force,
-        limit=arguments.limit_mb * 2**20 or None, export=arguments.export, tuning=tuning,
-    )  # fmt: skip
-
-
-def _list(arguments: argparse.Namespace) -> None:
-    for kind in ("methods", "tasks", "models"):
-        print(f"{kind}:")
-        for name in sorted(registry.discover(kind)):
-            spec = registry.get(kind, name).spec
-            what = spec.get("slot") or spec.get("kind") or spec["family"]
-            points = "".join(f" @{p}" for p in spec.get("points", {}))
-            print(f"  {name + points:<34} {what:<15} {spec['summary']}")
-
-
-def _validate(arguments: argparse.Namespace) -> None:
-    files = [f for path in arguments.paths for f in (sorted(path.rglob("*.yaml")) if path.is_dir() else [path])]
-    if not arguments.paths:
-        files = [f for kind in ("methods", "tasks", "models") for f in registry.discover(kind).values()]
-    for file in files:
-        spec = registry.read_yaml(file)
-        schema = {"method.yaml": "method", "task.yaml": "task"}.get(file.name)
-        schema = schema or ("model" if "architecture" in spec else "config" if "cells" in spec else None)
-        if schema is None:
-            raise BadInput(f"{file}: neither a method.yaml, a task.yaml, a model nor a config; nothing to check it by")
-        registry.validate(spec, schema, file)
-        if schema in ("method", "task") and spec["name"] != file.parent.name:
-            raise BadInput(f"{file}: key 'name' is '{spec['name']}' but the folder is called '{file.parent.name}'")
-        print(f"ok  {file}")
-
-
-def _predict(arguments: argparse.Namespace) -> None:
-    gc.disable()  # collecting while torch and transformers are imported costs one to two seconds
-    from leantune import cards, predict
-
-    gc.freeze()
-    gc.enable()
-    given = (arguments.model, arguments.method, arguments.batch, arguments.seq)
-    if max(map(len, given)) > 1:
-        _sweep(arguments)
-        return
-    arguments.model, arguments.method, arguments.batch, arguments.seq = (next(iter(v), None) for v in given)
-    words: dict[str, Any] = {
-        "task": arguments.task, "batch": arguments.batch, "length": arguments.seq, "head": arguments.head,
-        "dtype": arguments.dtype, "settings": plan.parse_settings(arguments.settings),
-    }  # fmt: skip
-    if arguments.under:
-        words = {key: value for key, value in words.items() if value is not None}
-        budget = cards.parse_bytes(arguments.under)
-        found = predict.largest_shapes(budget, arguments.model, arguments.method, **words)
-        print(json.dumps(found) if arguments.json else predict.describe_shapes(found))
-        return
-    result = predict.predict_names(arguments.model, arguments.method, **words)
-    print(json.dumps(result) if arguments.json else predict.describe(result))
-
-
-def _sweep(arguments: argparse.Namespace) -> None:
-    if arguments.under:
-        raise BadInput("--under searches for one model, method, batch and length; give one of each")
-    asked = sweep.asks(
-        arguments.model, arguments.method, arguments.batch, arguments.seq,
-        settings=plan.parse_settings(arguments.settings), task=arguments.task, head=arguments.head,
-        dtype=arguments.dtype,
-    )  # fmt: skip
-    rows = []
-    with sweep.progress(len(asked)) as told:
-        for ask in asked:
-            rows.append(sweep.answer(ask))
-            told(rows[-1])
-    print(json.dumps(rows) if arguments.json else sweep.describe(rows))
-
-
-def _configured(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
-    config = plan.load_config(arguments.config)
-    return config, arguments.output or Path(config["output"])
-
-
-def _tables(arguments: argparse.Namespace) -> None:
-    from leantune import tables
-
-    config, output = _configured(arguments)
-    rows = tables.write_tables(output, plan.expand(config), config["calibration"], arguments.across)
-    if arguments.readme:
-        tables.update_readme(arguments.readme, tables.markdown_leaderboard(rows))
-
-
-def _footprint(arguments: argparse.Namespace) -> None:
-    from leantune import footprint
-
-    config, output = _configured(arguments)
-    footprint.write(output, footprint.expand(config))
-
-
-def _claims(arguments: argparse.Namespace) -> None:
-    from leantune import claims
-
-    records = arguments.records
-    if records is not None:
-        if not records.is_dir():
-            raise BadInput(f"--records {records} is no folder; name one that holds records")
-        output = arguments.output or records.parent
-    else:
-        _, output = _configured(arguments)
-        records = output / "records"
-    print(claims.describe(claims.write(records, output, arguments.methods)))
-
-
-def _gate(arguments: argparse.Namespace) -> int:
-    from leantune import calibration, tables
-
-    config, output = _configured(arguments)
-    print(tables.compare_published(output / "records", arguments.published / "records"))
-    failed = tables.not_allowed(output, plan.expand(config), config["allowed_statuses"])
-    for line in failed:
-        print(line, file=sys.stderr)
-    wrong = tables.miscalibrated(output, config["calibration"])
-    if wrong:
-        print(f"{calibration.table(wrong)}\n{len(wrong)} checks of the meter failed", file=sys.stderr)
-    return 1 if failed or wrong else 0
-
-
-def _publish(arguments: argparse.Namespace) -> None:
-    from leantune import claims, footprint, tables
-
-    config, output = _configured(arguments)
-    tables.publish(output, arguments.to, plan.expand(config), config["calibration"])
-    footprint.publish(output, arguments.to)
-    if config["claims"]:
-        claims.publish(output, arguments.to)
-
-
-def _rerun(arguments: argparse.Namespace) -> None:
-    from leantune import tables
-
-    config, output = _configured(arguments)
-    statuses = set(arguments.status.split(","))
-    known = {*record.STATUSES, "stale", "damaged"}
-    if not statuses <= known:
-        raise BadInput(f"--status: '{min(statuses - known)}' is no status; known: {', '.join(sorted(known))}")
-    removed = tables.remove(output, plan.expand(config), statuses)
-    print("\n".join(map(str, removed)) or "no such record")
-    if removed:
-        print(f"run `snakemake --cores all --configfile {shlex.quote(str(arguments.config))}` to repeat them")
-
-
-def _new(arguments: argparse.Namespace) -> None:
-    from leantune import scaffold
-
-    folder = scaffold.create(arguments.kind, arguments.name, arguments.at or registry.roots()[0])
-    print(f"made {folder}; edit it, then: leantune validate {folder}")

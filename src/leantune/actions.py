@@ -1,0 +1,229 @@
+"""What each subcommand of `leantune` does with its arguments; most are a few lines around a module of its own."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from leantune import cell as cells
+from leantune import plan, record, registry, sweep
+from leantune.errors import BadInput
+
+
+def _settings_and_method(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    settings = plan.parse_settings(arguments.settings)
+    for flag, key in (("batch", "batch"), ("seq", "length"), ("dtype", "dtype")):
+        if getattr(arguments, flag) is not None:
+            settings[f"task.{key}"] = getattr(arguments, flag)
+    method = arguments.method
+    if arguments.point:
+        if "+" in method or "@" in method:
+            raise BadInput("--point goes with a single method; in a stack write METHOD@POINT")
+        method = f"{method}@{arguments.point}"
+    return settings, method
+
+
+def tune(arguments: argparse.Namespace) -> None:
+    from leantune import tune
+
+    settings, method = _settings_and_method(arguments)
+    grid = tune.parse_grid(arguments.search) or tune.default_grid(method)
+    cells_ = tune.trials(
+        arguments.model, arguments.task, method, grid, arguments.seed, arguments.device, settings
+    )  # fmt: skip
+    records = [tune.run(cell, arguments.output, arguments.timeout) for cell in cells_]
+    print(tune.describe(grid, cells_, records))
+
+
+def choose(arguments: argparse.Namespace) -> None:
+    from leantune import tune
+
+    record.write_json(arguments.out, tune.choice([record.read_record(file) for file in arguments.trials]))
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    from leantune import compare, tune
+
+    found = compare.compare(
+        arguments.model, arguments.task, arguments.methods, rounds=arguments.rounds,
+        device=plan.resolve_device(arguments.device), settings=plan.parse_settings(arguments.settings),
+        choices=[tune.read_choice(file) for file in arguments.tuning],
+    )  # fmt: skip
+    if arguments.out:
+        record.write_json(arguments.out, found)
+    print(compare.describe(found))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from leantune import tune
+
+    settings, method = _settings_and_method(arguments)
+
+    def resolved(settings: dict[str, Any]) -> plan.Cell:
+        return plan.resolve(
+            arguments.model, arguments.task, method, arguments.seed,
+            trial=arguments.trial, device=arguments.device, overrides=settings, flatness=arguments.flatness,
+        )  # fmt: skip
+
+    cell, tuning = resolved(settings), None
+    if arguments.tuning:
+        choices = [tune.read_choice(file) for file in arguments.tuning]
+        cell = resolved({**tune.chosen_settings(cell, choices), **settings})  # what is set by hand stays
+        tuning = {one["method"]: one for one in choices}
+    return cells.run(
+        cell, arguments.out, timeout_minutes=arguments.timeout, attempt=arguments.attempt,
+        attempts=arguments.attempts, threads=arguments.threads, force=arguments.force,
+        limit=arguments.limit_mb * 2**20 or None, export=arguments.export, tuning=tuning,
+    )  # fmt: skip
+
+
+def list_(arguments: argparse.Namespace) -> None:
+    for kind in ("methods", "tasks", "models"):
+        print(f"{kind}:")
+        for name in sorted(registry.discover(kind)):
+            spec = registry.get(kind, name).spec
+            what = spec.get("slot") or spec.get("kind") or spec["family"]
+            points = "".join(f" @{p}" for p in spec.get("points", {}))
+            print(f"  {name + points:<34} {what:<15} {spec['summary']}")
+
+
+def validate(arguments: argparse.Namespace) -> None:
+    files = [f for path in arguments.paths for f in (sorted(path.rglob("*.yaml")) if path.is_dir() else [path])]
+    if not arguments.paths:
+        files = [f for kind in ("methods", "tasks", "models") for f in registry.discover(kind).values()]
+    for file in files:
+        spec = registry.read_yaml(file)
+        schema = {"method.yaml": "method", "task.yaml": "task"}.get(file.name)
+        schema = schema or ("model" if "architecture" in spec else "config" if "cells" in spec else None)
+        if schema is None:
+            raise BadInput(f"{file}: neither a method.yaml, a task.yaml, a model nor a config; nothing to check it by")
+        registry.validate(spec, schema, file)
+        if schema in ("method", "task") and spec["name"] != file.parent.name:
+            raise BadInput(f"{file}: key 'name' is '{spec['name']}' but the folder is called '{file.parent.name}'")
+        print(f"ok  {file}")
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    gc.disable()  # collecting while torch and transformers are imported costs one to two seconds
+    from leantune import cards, predict
+
+    gc.freeze()
+    gc.enable()
+    given = (arguments.model, arguments.method, arguments.batch, arguments.seq)
+    if max(map(len, given)) > 1:
+        _sweep(arguments)
+        return
+    arguments.model, arguments.method, arguments.batch, arguments.seq = (next(iter(v), None) for v in given)
+    words: dict[str, Any] = {
+        "task": arguments.task, "batch": arguments.batch, "length": arguments.seq, "head": arguments.head,
+        "dtype": arguments.dtype, "settings": plan.parse_settings(arguments.settings),
+    }  # fmt: skip
+    if arguments.under:
+        words = {key: value for key, value in words.items() if value is not None}
+        budget = cards.parse_bytes(arguments.under)
+        found = predict.largest_shapes(budget, arguments.model, arguments.method, **words)
+        print(json.dumps(found) if arguments.json else predict.describe_shapes(found))
+        return
+    result = predict.predict_names(arguments.model, arguments.method, **words)
+    print(json.dumps(result) if arguments.json else predict.describe(result))
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    if arguments.under:
+        raise BadInput("--under searches for one model, method, batch and length; give one of each")
+    asked = sweep.asks(
+        arguments.model, arguments.method, arguments.batch, arguments.seq,
+        settings=plan.parse_settings(arguments.settings), task=arguments.task, head=arguments.head,
+        dtype=arguments.dtype,
+    )  # fmt: skip
+    rows = []
+    with sweep.progress(len(asked)) as told:
+        for ask in asked:
+            rows.append(sweep.answer(ask))
+            told(rows[-1])
+    print(json.dumps(rows) if arguments.json else sweep.describe(rows))
+
+
+def _configured(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    config = plan.load_config(arguments.config)
+    return config, arguments.output or Path(config["output"])
+
+
+def tables(arguments: argparse.Namespace) -> None:
+    from leantune import tables
+
+    config, output = _configured(arguments)
+    rows = tables.write_tables(output, plan.expand(config), config["calibration"], arguments.across)
+    if arguments.readme:
+        tables.update_readme(arguments.readme, tables.markdown_leaderboard(rows))
+
+
+def footprint(arguments: argparse.Namespace) -> None:
+    from leantune import footprint
+
+    config, output = _configured(arguments)
+    footprint.write(output, footprint.expand(config))
+
+
+def claims(arguments: argparse.Namespace) -> None:
+    from leantune import claims
+
+    records = arguments.records
+    if records is not None:
+        if not records.is_dir():
+            raise BadInput(f"--records {records} is no folder; name one that holds records")
+        output = arguments.output or records.parent
+    else:
+        _, output = _configured(arguments)
+        records = output / "records"
+    print(claims.describe(claims.write(records, output, arguments.methods)))
+
+
+def gate(arguments: argparse.Namespace) -> int:
+    from leantune import calibration, tables
+
+    config, output = _configured(arguments)
+    print(tables.compare_published(output / "records", arguments.published / "records"))
+    failed = tables.not_allowed(output, plan.expand(config), config["allowed_statuses"])
+    for line in failed:
+        print(line, file=sys.stderr)
+    wrong = tables.miscalibrated(output, config["calibration"])
+    if wrong:
+        print(f"{calibration.table(wrong)}\n{len(wrong)} checks of the meter failed", file=sys.stderr)
+    return 1 if failed or wrong else 0
+
+
+def publish(arguments: argparse.Namespace) -> None:
+    from leantune import claims, footprint, tables
+
+    config, output = _configured(arguments)
+    tables.publish(output, arguments.to, plan.expand(config), config["calibration"])
+    footprint.publish(output, arguments.to)
+    if config["claims"]:
+        claims.publish(output, arguments.to)
+
+
+def rerun(arguments: argparse.Namespace) -> None:
+    from leantune import tables
+
+    config, output = _configured(arguments)
+    statuses = set(arguments.status.split(","))
+    known = {*record.STATUSES, "stale", "damaged"}
+    if not statuses <= known:
+        raise BadInput(f"--status: '{min(statuses - known)}' is no status; known: {', '.join(sorted(known))}")
+    removed = tables.remove(output, plan.expand(config), statuses)
+    print("\n".join(map(str, removed)) or "no such record")
+    if removed:
+        print(f"run `snakemake --cores all --configfile {shlex.quote(str(arguments.config))}` to repeat them")
+
+
+def new(arguments: argparse.Namespace) -> None:
+    from leantune import scaffold
+
+    folder = scaffold.create(arguments.kind, arguments.name, arguments.at or registry.roots()[0])
+    print(f"made {folder}; edit it, then: leantune validate {folder}")
