@@ -130,6 +130,17 @@ def test_trials_come_first_and_their_choice_feeds_the_cells(project):
     assert project.planned()[0] == []
 
 
+def test_timing_has_the_machine_to_itself_and_comes_before_the_tables(project):
+    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["full", "alpha"]}
+    project.configure(block, timing=[{**block, "rounds": 2}])
+    _, text = project.planned("--printshellcmds", "--cores", "3")
+    (command,) = re.findall(r"leantune compare .*", text)
+    assert "--methods full alpha --rounds 2" in command
+    assert "timing/minilm-l6/sentiment.json" in command
+    assert re.search(r"rule timing:(?:\n .*)*\n    threads: 3", text)
+    assert text.index("rule timing:") < text.index("rule tables:")
+
+
 def test_a_killed_run_goes_on_where_it_was(project):
     """SIGKILL leaves Snakemake's lock; the next start through leantune.bench removes it and repeats nothing."""
     fake = project.fake_python('case "$last" in *beta*) sleep 60;; esac; echo "{}" > "$last"')

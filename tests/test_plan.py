@@ -76,3 +76,11 @@ def test_a_config_s_settings_reach_the_adaptation_that_an_optimizer_implies():
     assert [p["full"]["lr"] for p in params] == [0.5, 0.5]
     assert params[0]["came"]["lr_scale"] == 0.25
     assert [cell.method for cell in cells] == ["came", "sm3"]
+
+
+def test_a_block_may_ask_how_flat_the_minimum_is():
+    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["safe"], "flatness": 20}
+    (cell,) = plan.expand(plan.load_config({"device": "cpu", "cells": [block]}))
+    assert cell.command()[-4:-2] == ["--flatness", "20"]
+    plain = plan.resolve("minilm-l6", "sentiment", "safe", device="cpu")
+    assert (cell.hashes, cell.key, cell.record_path) == (plain.hashes, plain.key, plain.record_path)
