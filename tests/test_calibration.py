@@ -225,6 +225,15 @@ def test_gate_and_publish_heed_the_limits(configured, tmp_path, capsys):
     assert (tmp_path / "published" / "tables" / "calibration.csv").is_file()
 
 
+def test_what_a_control_scores_decides_nothing(configured, tmp_path):
+    config = configured(controls())
+    assert cli.main(["publish", "--config", config, "--to", str(tmp_path / "published")]) == 0
+    for name in ("decisions", "pareto", "budgets", "overall"):
+        lines = (tmp_path / "published" / "tables" / f"{name}.csv").read_text().splitlines()
+        assert len(lines) == 1, name  # the header
+    assert "allocate_64mib" in (tmp_path / "published" / "tables" / "leaderboard.csv").read_text()
+
+
 def test_limits_have_defaults_and_a_schema():
     config = {"cells": [{"models": ["m"], "tasks": ["t"], "methods": ["full"]}]}
     assert plan.load_config(config)["calibration"] == {"limit": 0.01, "sleep_limit": 0.2}

@@ -53,7 +53,8 @@ def write_tables(
 
     Same records, same bytes. Damaged files are named on stderr and in failures.csv, and the tables go on
     without them; `expected` cells that have no record are `missing` there. Keys that differ only in the fields
-    `across` are ranked together. `limits` are those of the calibration.
+    `across` are ranked together. `limits` are those of the calibration; what its controls
+    score decides nothing.
     """
     entries = _entries(output, expected)
     for entry in entries:
@@ -61,6 +62,7 @@ def write_tables(
             print(f"warning: damaged record: {entry.problem}", file=sys.stderr)
     found = boards(entries, across)
     rows = ranked(found)
+    found = [board for board in found if not any(map(calibration.is_control, board.rows))]
     for name, table, columns in (
         ("cells", cells(entries), CELL_COLUMNS),
         ("leaderboard", rows, LEADERBOARD_COLUMNS),
