@@ -451,3 +451,16 @@ def _nothing() -> list[plan.Cell]:
 def _read(file: Path) -> list[dict[str, str]]:
     with file.open() as text:
         return list(csv.DictReader(text))
+
+
+def test_a_row_says_what_tuning_chose_and_whether_it_was_at_the_edge():
+    tuned = ok("came")
+    trial = {"trial": 0, "settings": {}, "status": "ok", "value": 0.8}
+    tuned["tuning"] = {
+        "came": {"trials": [trial] * 3, "settings": {"came.lr_scale": 0.22}, "at_edge": ["came.lr_scale"]}
+    }
+    entries = [Entry(place(r), "ok", r) for r in (tuned, ok("full"))]
+    found = {row["method"]: row for row in leaderboard(entries)}
+    names = ("tuning_trials", "tuned_settings", "tuning_at_edge")
+    assert [found["came"][name] for name in names] == [3, "came.lr_scale=0.22", "came.lr_scale"]
+    assert [found["full"][name] for name in names] == [0, None, None]

@@ -42,6 +42,7 @@ CELLS = {
     "step_seconds_median": "time.step_seconds_median",
     "step_seconds_p95": "time.step_seconds_p95",
     "train_seconds_total": "time.train_seconds_total",
+    "hook_seconds_total": "time.hook_seconds_total",
     "attach_seconds_cold": "time.attach_seconds_cold",
     "time_vs_full": "time.vs_full",
     "total_parameters": "parameters.total",
@@ -69,10 +70,11 @@ LEADERBOARD_COLUMNS = [
     *["higher_is_better", "tier_from", "failed_seeds", "train_seconds_total", "attach_seconds_cold"],
     *["seconds_to_target", "deployed_bytes", "inference_peak_bytes", "measured_over_predicted"],
     *["interval_from", "noise_floor", "steps_to_target", "peak_to_target_bytes"],
+    *["hook_seconds_total", "tuning_trials", "tuned_settings", "tuning_at_edge"],
 ]
 # Not compared where a group was merged across machines.
 TIMES = (
-    *("step_seconds_median", "time_vs_full", "train_seconds_total", "attach_seconds_cold"),
+    *("step_seconds_median", "time_vs_full", "train_seconds_total", "hook_seconds_total", "attach_seconds_cold"),
     *("seconds_to_target", "inference_tokens_per_second"),
 )
 FAILURE_COLUMNS = ["status", "key", "model", "task", "method", "seed", "trial", "phase", "reason", "file"]
@@ -245,6 +247,7 @@ def aggregate(records: Sequence[Record]) -> Row:
         "step_seconds_median": reduced(numbers("time.step_seconds_median"), statistics.median),
         "time_vs_full": reduced(numbers("time.vs_full"), statistics.median),
         "train_seconds_total": reduced(numbers("time.train_seconds_total"), statistics.median),
+        "hook_seconds_total": reduced(numbers("time.hook_seconds_total"), statistics.median),
         "attach_seconds_cold": reduced(numbers("time.attach_seconds_cold"), max),
         "steps_to_target": at_target(numbers("quality.steps_to_target"), statistics.median),
         "seconds_to_target": at_target(numbers("quality.seconds_to_target"), statistics.median),
@@ -256,6 +259,19 @@ def aggregate(records: Sequence[Record]) -> Row:
         "inference_tokens_per_second": reduced(numbers("inference.tokens_per_second"), statistics.median),
         "inference_peak_bytes": reduced(numbers("inference.peak_bytes"), max),
         "measured_over_predicted": reduced([measured_over_predicted(record) for record in records], max),
+        **_tuning(records[0]),
+    }
+
+
+def _tuning(record: Record) -> Row:
+    """How many trials the method or its parts had, what they chose in place of the defaults, and which of the chosen
+    values were the smallest or largest tried. One choice serves every seed."""
+    choices = list((record["tuning"] or {}).values())
+    settings = {key: setting for one in choices for key, setting in one["settings"].items()}
+    return {
+        "tuning_trials": sum(len(one["trials"]) for one in choices),
+        "tuned_settings": " ".join(f"{key}={setting}" for key, setting in sorted(settings.items())) or None,
+        "tuning_at_edge": " ".join(sorted(key for one in choices for key in one["at_edge"])) or None,
     }
 
 
