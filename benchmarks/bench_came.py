@@ -1,7 +1,8 @@
 """CAME's step against came-pytorch on the shapes of bert-base, one thread.
 
 The goal is a ratio of 4 and a transient of 5 % of the largest tensor. Time is process time, since a benchmark shares
-its machine; the two steps take turns and the ratio of their medians, not a time, is what is reported.
+its machine; the two steps take turns. The ratio of the fastest rounds is that of an undisturbed machine, the ratio of
+medians that of the one at hand; no time is asserted.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def test_step_on_bert_base_shapes(benchmark: Any) -> None:
     def turn() -> None:
         reference.append(seconds(theirs))
 
-    benchmark.pedantic(lambda: own.append(seconds(ours)), setup=turn, rounds=5)
+    benchmark.pedantic(lambda: own.append(seconds(ours)), setup=turn, rounds=15)
     benchmark.extra_info.update(
         ratio_to_came_pytorch=round(median(reference) / median(own), 2),
         ratio_of_fastest=round(min(reference) / min(own), 2),
