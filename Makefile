@@ -19,8 +19,9 @@ setup: $(READY)
 bench: $(READY)
 	$(BIN)/python -m leantune.bench $(ARGS)
 
+# Two processes, a file at a time each: the tests take one thread and less than 2 GB apiece.
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(ARGS)
