@@ -12,7 +12,7 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from leantune import claims, footprint, plan, registry, tune
+from leantune import footprint, plan, registry, tune
 from leantune.errors import BadInput
 from leantune.record import write_json
 
@@ -46,7 +46,7 @@ class Jobs:
             self._names = [_name(cell) for cell in cells]
             self.timing = _timing(self.config, choices)
             self.footprint = footprint.digest(footprint.expand(self.config))
-            self.claims = claims.digest() if self.config["claims"] else ""
+            self.claims = _claims_digest() if self.config["claims"] else ""
         except BadInput as error:
             raise WorkflowError(str(error)) from None  # printed as one sentence, without a traceback
 
@@ -76,6 +76,12 @@ class Jobs:
     def save_config(self, file: str) -> None:
         """Keep the resolved config beside what it produced, so that the tables know what was asked for."""
         write_json(Path(file), self.config)
+
+
+def _claims_digest() -> str:
+    from leantune import claims  # here, since it imports scipy, which takes longer than the cells of most configs
+
+    return claims.digest()
 
 
 @dataclass(frozen=True)

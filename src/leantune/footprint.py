@@ -21,7 +21,7 @@ from leantune import MEASUREMENT_VERSION, cards, registry, sweep
 from leantune.record import write_json
 from leantune.registry import Part, Plugin
 from leantune.sweep import Row
-from leantune.tables import csv_text, write_text
+from leantune.text import csv_text, write_text
 
 FILE = Path("tables", "footprint.csv")  # below a run's folder, and below the published results
 KEY = ("model", "method", "kind", "batch", "seq", "dtype")

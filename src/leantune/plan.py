@@ -168,8 +168,8 @@ def expand(config: Mapping[str, Any]) -> list[Cell]:
         for model in block["models"]:
             for task in block["tasks"]:
                 for method in block["methods"]:
+                    mine = settings_for(config, block, method, registry.get("tasks", task).spec["kind"])
                     for seed in block.get("seeds", config["seeds"]):
-                        mine = settings_for(config, block, method, registry.get("tasks", task).spec["kind"])
                         cell = resolve(
                             model, task, method, seed, device=config["device"], overrides=mine,
                             flatness=block.get("flatness", 0),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import shlex
 import shutil
@@ -11,7 +9,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from leantune import calibration, compare, decisions, fronts, overall, plan
 from leantune.errors import BadInput
@@ -28,7 +25,7 @@ from leantune.rows import (
     ranked,
     read_entries,
 )
-from leantune.text import text_table
+from leantune.text import csv_text, text_table, write_text
 
 __all__ = [
     "compare_published",
@@ -195,29 +192,3 @@ def is_stale(record: Record) -> bool:
 
 def _readable(records: Path) -> list[Record]:
     return [record for _, record in read_records(records) if not isinstance(record, BadInput) and record]
-
-
-def csv_text(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """The rows as CSV with a header; absent and None values are empty."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_text(row.get(column)) for column in columns] for row in rows)
-    return out.getvalue()
-
-
-def _text(cell: Any) -> str:
-    if cell is None:
-        return ""
-    if isinstance(cell, bool):
-        return "true" if cell else "false"
-    return f"{cell:.8g}" if isinstance(cell, float) and not cell.is_integer() else str(cell)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file and its folder. Raises BadInput naming the file where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error

@@ -1,9 +1,14 @@
-"""Numbers and tables as people read them."""
+"""Numbers and tables as people read them, and tables as files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from leantune.errors import BadInput
 
 
 def bytes_text(count: int | float | None) -> str:
@@ -27,3 +32,29 @@ def text_table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """The rows as CSV with a header; absent and None values are empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_text(row.get(column)) for column in columns] for row in rows)
+    return out.getvalue()
+
+
+def _text(cell: Any) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    return f"{cell:.8g}" if isinstance(cell, float) and not cell.is_integer() else str(cell)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file and its folder. Raises BadInput naming the file where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
