@@ -1,6 +1,7 @@
 # The DAG: a cell per (model, task, method, seed), then the tables, the gate, and what was reproduced.
 # config/ says what to run, profiles/ how. Every shell line is one `python -m leantune` command.
 from leantune.dag import PATTERN, TRIAL, Jobs
+from leantune.tune import CHOICE
 
 
 configfile: "config/config.yaml"
@@ -89,7 +90,7 @@ rule choice:
     input:
         JOBS.trials,
     output:
-        f"{OUT}/tuning/{{key}}/{{model}}/{{task}}/{{method}}/chosen.json",
+        f"{OUT}/{CHOICE}",
     log:
         f"{OUT}/logs/{{key}}/{{model}}/{{task}}/{{method}}/chosen.log",
     conda:

@@ -14,7 +14,7 @@ from sample_records import ok, place, write
 from leantune import calibration, cli, plan, tables
 from leantune.errors import BadInput
 from leantune.published import markdown_leaderboard
-from leantune.rows import Entry, leaderboard
+from leantune.rows import Entry, cells, leaderboard
 
 TRUTH = [float(i % 2) for i in range(200)]
 HALF = [float(i // 2 % 2) for i in range(200)]  # right half of the time
@@ -228,10 +228,10 @@ def test_gate_and_publish_heed_the_limits(configured, tmp_path, capsys):
 def test_what_a_control_scores_decides_nothing(configured, tmp_path):
     config = configured(controls())
     assert cli.main(["publish", "--config", config, "--to", str(tmp_path / "published")]) == 0
-    for name in ("decisions", "pareto", "budgets", "overall"):
+    for name in ("leaderboard", "decisions", "pareto", "budgets", "overall"):
         lines = (tmp_path / "published" / "tables" / f"{name}.csv").read_text().splitlines()
         assert len(lines) == 1, name  # the header
-    assert "allocate_64mib" in (tmp_path / "published" / "tables" / "leaderboard.csv").read_text()
+    assert "allocate_64mib" in (tmp_path / "published" / "tables" / "cells.csv").read_text()
 
 
 def test_limits_have_defaults_and_a_schema():
@@ -242,14 +242,17 @@ def test_limits_have_defaults_and_a_schema():
         plan.load_config({**config, "calibration": {"limits": 1}})
 
 
-def test_controls_are_in_the_tables_and_not_in_the_readme():
+def test_controls_are_among_the_cells_and_in_no_leaderboard():
     real = [ok(m, key={"batch": 8}) for m in ("full", "head")]
-    beside = copy.deepcopy(real[0])
-    beside["cell"].update(method="random", model="none")
-    rows = leaderboard(entries([*controls(), *real, beside]))
-    assert {"allocate_64mib", "sleep", "train_nothing", "random"} <= {row["method"] for row in rows}
+    beside = [copy.deepcopy(real[0]) for _ in range(3)]
+    for record, method, model in zip(beside, ("random", "tfidf", "sleep"), ("none", "none", "minilm-l6"), strict=True):
+        record["cell"].update(method=method, model=model)
+    every = entries([*controls(), *real, *beside])
+    assert {"allocate_64mib", "sleep", "train_nothing", "random"} <= {row["method"] for row in cells(every)}
+    rows = leaderboard(calibration.without_controls(every))
+    assert sorted(row["method"] for row in rows) == ["full", "head", "tfidf"]
     text = markdown_leaderboard(rows)
     assert text.count("**") == 2  # one group
     methods = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| ")][1:]
-    assert methods == ["full", "head"]
+    assert methods == ["full", "head", "tfidf"]
     assert "cpu-b8" in text

@@ -28,7 +28,7 @@ def sound(method="full", task="sentiment", predictions=TRUTH, hardware=THEIRS, o
     made = ok(method, quality=right, predictions=list(predictions), references=TRUTH, task=task, **more)
     made["cell"]["model"] = cell.model_name
     made["key"] = {**cell.key, "hardware": hardware, "samples": "abc"}
-    made["key"]["short"] = merge.short_key(made["key"], cell.hashes["task"])
+    made["key"]["short"] = plan.short_key(made["key"], cell.hashes["task"])
     made["provenance"] = {
         "command": shlex.join(cell.command("records/x.json")), "commit": "a" * 40, "dirty": False,
         "hashes": dict(cell.hashes), "hardware": {"name": hardware},

@@ -27,6 +27,7 @@ def real(tmp_path_factory):
     """The record of a tiny cell, just made."""
     out = tmp_path_factory.mktemp("cell with a space") / "head.json"
     words = ["--model", "minilm-l6", "--task", "sentiment", "--method", "head", "--device", "cpu", "--out", out]
+    words += ["--flatness", "1"]  # every flag of a record's command is run again
     done = leantune("run", *words, *(w for s in SMALL for w in ("--set", s)))
     assert done.returncode == 0, done.stderr
     return out

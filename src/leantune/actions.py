@@ -227,3 +227,28 @@ def new(arguments: argparse.Namespace) -> None:
 
     folder = scaffold.create(arguments.kind, arguments.name, arguments.at or registry.roots()[0])
     print(f"made {folder}; edit it, then: leantune validate {folder}")
+
+
+def repro(arguments: argparse.Namespace) -> int:
+    from leantune import repro
+
+    original, again = repro.run_again(arguments.record)
+    fields = repro.compare(original, again)
+    holds = repro.holds(fields)
+    if arguments.json:
+        print(json.dumps({"record": str(arguments.record), "reproduced": holds, "fields": fields}))
+    else:
+        print(repro.describe(fields))
+    return 0 if holds else 1
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    from leantune import merge
+
+    judged = merge.merge(
+        arguments.folder, arguments.into,
+        allow_dirty=arguments.allow_dirty, uncalibrated=arguments.uncalibrated,
+    )  # fmt: skip
+    for one in judged:
+        print(one)
+    return 1 if any(one.verdict == "refused" for one in judged) else 0

@@ -16,7 +16,7 @@ from leantune.errors import BadInput
 _MOST_MEMBERS = 100_000
 _BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
-    *(EOFError, NotImplementedError, RuntimeError),  # cut short, unknown compression, encrypted
+    *(EOFError, RuntimeError),  # cut short; encrypted, or compressed in a way that zipfile does not know
 )
 
 

@@ -61,9 +61,27 @@ def table(found: Sequence[Row]) -> str:
     return text_table(columns, ([_short(row[column]) for column in columns] for row in found))
 
 
-def is_control(row: Row) -> bool:
-    """Whether a row of the tables belongs to a control of this module, which no leaderboard for people shows."""
-    return row["method"] in METHODS or row["task"] == LEAK
+def without_controls(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries without the controls of this module, nor `head` where it only stands beside them."""
+    methods: dict[tuple[str, ...], set[str]] = {}
+    for entry in entries:
+        methods.setdefault(_place(entry), set()).add(_method(entry))
+    return [
+        entry
+        for entry in entries
+        if _method(entry) not in METHODS
+        and LEAK not in _place(entry)
+        and not (methods[_place(entry)] & {*METHODS} and methods[_place(entry)] <= {*METHODS, "head"})
+    ]
+
+
+def _place(entry: Entry) -> tuple[str, ...]:
+    """Key, model and task, also of a cell without a record: <key>/<model>/<task>/<method>/<seed>.json."""
+    return tuple(entry.file.split("/")[:3])
+
+
+def _method(entry: Entry) -> str:
+    return entry.file.split("/")[-2] if "/" in entry.file else ""
 
 
 def _found(records: Sequence[Record], limits: Limits) -> Iterator[Row]:

@@ -40,8 +40,8 @@ def run(
     tuning: dict[str, Any] | None = None,
 ) -> int:
     """Run a cell and write its record to `out`. Returns the exit status: 0 with a record, or 75 without one
-    after `oom` or `timeout` while attempts are left. `limit`: bytes that the cell may be predicted to need; `tuning`: where its settings are
-    from, for the record. Raises BadInput where nothing should be recorded."""
+    after `oom` or `timeout` while attempts are left. `limit`: bytes that the cell may be predicted to need; `tuning`:
+    where its settings are from, for the record. Raises BadInput where nothing should be recorded."""
     _check_writable(out)
     started = time.time()
     reason = registry.unsupported_reason(cell.parts, cell.model, cell.task.spec["kind"], cell.device)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from leantune import actions, exchange
+from leantune import actions
 from leantune.errors import BadInput, Unsupported
 
 EXAMPLES = """examples:
@@ -145,7 +145,18 @@ def _parser() -> argparse.ArgumentParser:
     rerun.add_argument("--output", type=Path)
     rerun.set_defaults(action=actions.rerun)
 
-    exchange.add_commands(commands)
+    repro = commands.add_parser("repro", help="run a record's own command again and compare it field by field")
+    repro.add_argument("record", type=Path, metavar="RECORD", help="the JSON file of a cell")
+    repro.add_argument("--json", action="store_true", help="print one JSON object")
+    repro.set_defaults(action=actions.repro)
+
+    merge = commands.add_parser("merge", help="check records from another machine and add them to the results")
+    merge.add_argument("folder", type=Path, metavar="FOLDER", help="what was sent: a folder with records/ in it")
+    merge.add_argument("--into", type=Path, default=Path("results"), help="the results that they join (results)")
+    merge.add_argument("--allow-dirty", action="store_true",
+                       help="also take records of uncommitted files, or without a commit")  # fmt: skip
+    merge.add_argument("--uncalibrated", action="store_true", help="also take records without the control cells")
+    merge.set_defaults(action=actions.merge)
 
     new = commands.add_parser("new", help="start a method or task folder from a working example")
     new.add_argument("kind", choices=["method", "task"])

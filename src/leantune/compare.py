@@ -48,8 +48,7 @@ def compare(
         raise BadInput("a comparison needs two methods and two rounds at least: --methods full lora --rounds 2")
     jobs = []
     for method in methods:
-        stack = {"task", *(part.plugin.name for part in registry.parse_stack(method, _kind(task)))}
-        mine = {key: value for key, value in settings.items() if key.partition(".")[0] in stack}
+        mine = plan.settings_of_stack(settings, method, registry.get("tasks", task).spec["kind"])
         job = plan.resolve(model, task, method, device=device, overrides={**SHORT, **mine})
         parts = tune.tuned_parts(job, {one["method"] for one in choices})
         chosen = tune.chosen_settings(job, [one for one in choices if one["method"] in parts])
@@ -64,7 +63,6 @@ def compare(
                   file=sys.stderr, flush=True)  # fmt: skip
         turns.append(taken)
     first = jobs[0]
-    hashes = {job.method: job.hashes["method"] for job in jobs}
     return {
         "model": first.model_name,
         "task": first.task.name,
@@ -73,7 +71,8 @@ def compare(
         "against": first.method,
         "rounds": turns,
         "ratios": {job.method: ratio(turns, job.method, first.method) for job in jobs[1:]},
-        "hashes": hashes,
+        "settings": {job.method: job.overrides for job in jobs},
+        "hashes": {job.method: job.hashes["method"] for job in jobs},
         "provenance": record.provenance(_command(first, methods, rounds, settings), first.hashes, first.hardware),
     }
 
@@ -135,13 +134,9 @@ def _step_seconds(job: plan.Cell) -> float:
     return math.fsum(steps[WARM_UP:]) / (len(steps) - WARM_UP)
 
 
-def _kind(task: str) -> str:
-    return str(registry.get("tasks", task).spec["kind"])
-
-
 def _command(first: plan.Cell, methods: Sequence[str], rounds: int, settings: Mapping[str, Any]) -> list[str]:
     words = ["leantune", "compare", "--model", first.model.name, "--task", first.task.name, "--methods", *methods]
     words += ["--rounds", str(rounds), "--device", first.device]
     for key, value in settings.items():
-        words += ["--set", f"{key}={value}"]
+        words += ["--set", f"{key}={json.dumps(value)}"]
     return words

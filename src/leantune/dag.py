@@ -70,7 +70,7 @@ class Jobs:
 
     def trials(self, wildcards: Any) -> list[str]:
         """The records of the trials that a choice is made from."""
-        file = "tuning/{key}/{model}/{task}/{method}/chosen.json".format(**dict(wildcards.items()))
+        file = tune.CHOICE.format(**dict(wildcards.items()))
         return [f"{self.config['output']}/tuning/{name}.json" for name in self._trials[file]]
 
     def save_config(self, file: str) -> None:

@@ -19,7 +19,7 @@ from leantune import plan, ranking, registry, rows, stats
 from leantune.errors import BadInput, Unsupported
 from leantune.expressions import Language, Value
 from leantune.footprint import KINDS, versions
-from leantune.groups import Entry, Record
+from leantune.groups import Entry, Group, Record, groups
 from leantune.record import write_json
 
 COUNTS = ("total", "trainable", "head")  # of parameters; `trainable` leaves the head out
@@ -106,14 +106,9 @@ class Records:
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.level = stats.LEVEL
-        self._groups: dict[str, dict[tuple, dict[str, dict[int, Record]]]] = defaultdict(dict)
-        for entry in entries:
-            if entry.status != "ok" or entry.record is None:
-                continue
-            key, cell = entry.record["key"], entry.record["cell"]
-            groups = self._groups[cell["task"]]
-            methods = groups.setdefault((cell["model"], key["short"], key["samples"] or ""), {})
-            methods.setdefault(cell["method"], {})[cell["seed"]] = entry.record
+        self._groups: dict[str, list[Group]] = defaultdict(list)
+        for group in groups(entries):
+            self._groups[group.task].append(group)
 
     def recorded(self, task: str, method: str, column: str, model: str | None = None) -> Value:
         """A column of the leaderboard, or a dotted path of the record, over the seeds."""
@@ -208,21 +203,22 @@ class Records:
     ) -> tuple[list[list[Record]], tuple[str, ...], tuple[str, ...]]:
         """The methods' records over their shared seeds, in the group that has most of these (then by name), a note
         that names it, and the commands of the lowest seed."""
-        best: tuple[int, tuple, list[int]] | None = None
-        for group in sorted(self._groups.get(task, ())):
-            found = self._groups[task][group]
-            if (model is None or model == group[0]) and all(method in found for method in methods):
-                seeds = sorted(set.intersection(*(set(found[method]) for method in methods)))
-                if seeds and (best is None or len(seeds) > best[0]):
-                    best = (len(seeds), group, seeds)
+        best: tuple[Group, list[dict[int, Record]], list[int]] | None = None
+        for group in sorted(self._groups.get(task, ()), key=lambda group: (group.model, group.key)):
+            if model is not None and model != group.model:
+                continue
+            found = [{record["cell"]["seed"]: record for record in group.ok.get(method, ())} for method in methods]
+            seeds = sorted(set.intersection(*map(set, found)))
+            if seeds and (best is None or len(seeds) > len(best[2])):
+                best = (group, found, seeds)
         if best is None:
             names = " and ".join(f"'{method}'" for method in methods)
             on = f"'{task}'" + (f" with '{model}'" if model else "")
             raise NotRun(f"no valid record of {names} on {on} with the same key and seed")
-        _, group, seeds = best
-        chosen = [[self._groups[task][group][method][seed] for seed in seeds] for method in methods]
-        commands = tuple(found[0]["provenance"]["command"] for found in chosen)
-        return chosen, (f"{task} with {group[0]}, {group[1]}",), commands
+        group, found, seeds = best
+        chosen = [[records[seed] for seed in seeds] for records in found]
+        commands = tuple(records[0]["provenance"]["command"] for records in chosen)
+        return chosen, (f"{task} with {group.model}, {group.key}",), commands
 
     def _sample(self, values: Sequence[float], column: str, notes: tuple[str, ...], commands: tuple[str, ...]) -> Value:
         """Seeds' values as one: exact where every run repeats it, else with Student's interval; unbounded for one."""

@@ -20,11 +20,13 @@ NORMS = {"half_percent": 0.005, "one_percent": 0.01, "two_percent": 0.02}
 @torch.no_grad()
 def flatness(
     model: nn.Module, names: Collection[str], loss: Callable[[nn.Module], float], draws: int, seed: int
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Loss of the model as it is, and for each norm its increase: of every draw, and their mean. The model is left as
-    it was. `names` are the parameters to change, of which only those of two or more dimensions are.
+    it was. `names` are the parameters to change, of which only those of two or more dimensions are; None without any.
     """
     tensors = [p for name, p in model.named_parameters() if name in names and p.dim() > 1]
+    if not tensors:
+        return None
     kept = [p.clone() for p in tensors]
     found: dict[str, Any] = {"loss": loss(model), "draws": draws, "parameters": sum(p.numel() for p in tensors)}
     for name, norm in NORMS.items():

@@ -5,14 +5,13 @@ Groups of several keys are merged only across fields that were named, and then s
 
 from __future__ import annotations
 
-import itertools
 import json
-import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leantune import plan
 from leantune.errors import BadInput
 
 Row = dict[str, Any]
@@ -107,8 +106,8 @@ def _setting(record: Record, across: Sequence[str]) -> str:
     """
     if not across:
         return record["key"]["short"]
-    words = itertools.pairwise(shlex.split(record["provenance"]["command"]))
-    settings = {word for flag, word in words if flag == "--set" and word.startswith("task.")}
+    flags = plan.command_flags(record["provenance"]["command"])
+    settings = {word for flag, word in flags if flag == "--set" and word.startswith("task.")}
     settings -= {word for word in settings if word.partition("=")[0].removeprefix("task.") in across}
     fixed = [record["key"][field] for field in KEY if field not in (*across, "samples")]
     return json.dumps([fixed, sorted(settings)])

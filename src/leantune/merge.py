@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import numpy as np
 
 from leantune import MEASUREMENT_VERSION, calibration, plan, stats, tables
 from leantune.errors import BadInput
-from leantune.groups import KEY, Entry, value
+from leantune.groups import Entry, value
 from leantune.record import Record, read_record, write_record
 
 NEEDED = ("allocate_64mib_tensors", "sleep", "train_nothing_parameters", "random", calibration.LEAK)
@@ -116,16 +115,11 @@ def _check_place(record: Record, file: str) -> None:
     wrong += ["hardware"] if value(record, "provenance.hardware.name") != key["hardware"] else []
     if wrong:
         raise BadInput(f"its key does not fit its command or provenance ({', '.join(wrong)}); send the file as written")
-    place = f"{short_key(key, cell.hashes['task'])}/{cell.model_name}/{cell.task.name}/{cell.method}/{cell.seed}.json"
+    place = (
+        f"{plan.short_key(key, cell.hashes['task'])}/{cell.model_name}/{cell.task.name}/{cell.method}/{cell.seed}.json"
+    )
     if file != place or key["short"] != place.partition("/")[0] or record["cell"]["model"] != cell.model_name:
         raise BadInput(f"its content belongs at {place}; send the folder as the run wrote it")
-
-
-def short_key(key: Mapping[str, object], task_hash: str) -> str:
-    """The short key that `plan.Cell.key` has on the machine of the record."""
-    fields = {name: key[name] for name in KEY if name != "samples"}
-    digest = hashlib.sha256(json.dumps([fields, task_hash], sort_keys=True).encode()).hexdigest()[:8]
-    return f"{key['device']}-{key['dtype']}-b{key['batch']}-l{key['length']}-s{key['steps']}-{digest}"
 
 
 def _check_score(record: Record, metric_of_task: Mapping[str, object]) -> None:

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import platform
 import re
+import shlex
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,9 +83,7 @@ class Cell:
             "torch": torch_minor(),
             "measurement": MEASUREMENT_VERSION,
         }
-        digest = hashlib.sha256(json.dumps([key, self.hashes["task"]], sort_keys=True).encode()).hexdigest()[:8]
-        short = f"{self.device}-{t['dtype']}-b{t['batch']}-l{t['length']}-s{t['steps']}-{digest}"
-        return {"short": short, **key, "samples": None}
+        return {"short": short_key(key, self.hashes["task"]), **key, "samples": None}
 
     @property
     def model_name(self) -> str:
@@ -183,9 +182,20 @@ def expand(config: Mapping[str, Any]) -> list[Cell]:
     return list(cells.values())
 
 
+def short_key(key: Mapping[str, Any], task_hash: str) -> str:
+    """The comparability key in a word, for paths and tables: what is known of it before a run, and a digest."""
+    known = {name: setting for name, setting in key.items() if name not in ("short", "samples")}
+    digest = hashlib.sha256(json.dumps([known, task_hash], sort_keys=True).encode()).hexdigest()[:8]
+    return f"{key['device']}-{key['dtype']}-b{key['batch']}-l{key['length']}-s{key['steps']}-{digest}"
+
+
 def settings_for(config: Mapping[str, Any], block: Mapping[str, Any], method: str, kind: str) -> dict[str, Any]:
-    """What a config and one of its blocks set for a stack: the task's settings and those of its parts."""
-    settings = {**config.get("set", {}), **block.get("set", {})}
+    """What a config and one of its blocks set for a stack."""
+    return settings_of_stack({**config.get("set", {}), **block.get("set", {})}, method, kind)
+
+
+def settings_of_stack(settings: Mapping[str, Any], method: str, kind: str) -> dict[str, Any]:
+    """Those of the settings that concern a stack: the task's and those of its parts."""
     parts = registry.parse_stack(method, kind)
     stacked = {"task", *(part.plugin.name for part in parts)}  # `came` trains with `full`'s rate
     return {key: value for key, value in settings.items() if key.partition(".")[0] in stacked}
@@ -208,6 +218,20 @@ def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
     }
     limits = {**CALIBRATION_LIMITS, **given.get("calibration", {})}
     return {**defaults, **given, "calibration": limits}
+
+
+def command_flags(command: str) -> list[tuple[str, str]]:
+    """The flags and values of a record's command. Raises BadInput for one that cannot be read."""
+    try:
+        words = shlex.split(command)[2:]
+    except ValueError as error:
+        raise BadInput(f"the record's command cannot be read ({error}); run its cell again") from error
+    return list(zip(words[::2], words[1::2], strict=False))
+
+
+def command_settings(command: str) -> dict[str, Any]:
+    """What a record's command sets (`--set`)."""
+    return parse_settings([value for flag, value in command_flags(command) if flag == "--set"])
 
 
 def parse_settings(words: list[str]) -> dict[str, Any]:

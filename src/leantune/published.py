@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from leantune import calibration
 from leantune.errors import BadInput
 from leantune.groups import KEY, Record, Row, value
 from leantune.text import bytes_text, count_text, text_table
@@ -21,7 +20,6 @@ def _number(number: float | None, digits: int = 3) -> str:
 def markdown_leaderboard(rows: Sequence[Row]) -> str:
     """A compact Markdown table per model, task and key of `tables.leaderboard` rows, best first, controls last."""
     parts = []
-    rows = _without_controls(rows)
     groups = [(k, list(g)) for k, g in groupby(rows, key=lambda row: (row["model"], row["task"], row["key"]))]
     controls = {(task, key): found for (model, task, key), found in groups if model == "none"}
     with_model = {(task, key) for (model, task, key), _ in groups if model != "none"}
@@ -39,16 +37,6 @@ def markdown_leaderboard(rows: Sequence[Row]) -> str:
         parts += [_markdown_row(row) for row in found]
         parts.append("")
     return "\n".join(parts)
-
-
-def _without_controls(rows: Sequence[Row]) -> list[Row]:
-    """The rows without those that calibrate the meter, nor `head` where it only stands beside them."""
-    methods: dict[tuple, set[str]] = {}
-    for row in rows:
-        methods.setdefault((row["task"], row["key"]), set()).add(row["method"])
-    beside = {place for place, found in methods.items() if found & {*calibration.METHODS}
-              and found <= {*calibration.METHODS, "head"}}  # fmt: skip
-    return [r for r in rows if not calibration.is_control(r) and (r["task"], r["key"]) not in beside]
 
 
 def _markdown_row(row: Row) -> str:

@@ -17,7 +17,17 @@ from leantune.record import Record, read_record
 from leantune.text import text_table
 
 COLUMNS = ("field", "recorded", "now", "verdict")
-FLAGS = ("--model", "--task", "--method", "--seed", "--device", "--trial", "--set", "--out")  # of `Cell.command`
+FLAGS = (
+    "--model",
+    "--task",
+    "--method",
+    "--seed",
+    "--device",
+    "--trial",
+    "--set",
+    "--flatness",
+    "--out",
+)  # of `Cell.command`
 EQUAL, DIFFERS = "equal", "differs"
 BYTES = {
     "tensors peak bytes": "memory.tensors.peak_bytes",

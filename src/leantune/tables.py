@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,16 +48,15 @@ def write_tables(
 
     Same records, same bytes. Damaged files are named on stderr and in failures.csv, and the tables go on
     without them; `expected` cells that have no record are `missing` there. Keys that differ only in the fields
-    `across` are ranked together. `limits` are those of the calibration; what its controls
-    score decides nothing.
+    `across` are ranked together. `limits` are those of the calibration, whose controls no other table but cells.csv
+    and failures.csv has.
     """
     entries = _entries(output, expected)
     for entry in entries:
         if entry.status == "damaged":
             print(f"warning: damaged record: {entry.problem}", file=sys.stderr)
-    found = boards(entries, across)
+    found = boards(calibration.without_controls(entries), across)
     rows = ranked(found)
-    found = [board for board in found if not any(map(calibration.is_control, board.rows))]
     for name, table, columns in (
         ("cells", cells(entries), CELL_COLUMNS),
         ("leaderboard", rows, LEADERBOARD_COLUMNS),
@@ -165,19 +162,17 @@ def _timed(entry: Entry, comparisons: Sequence[Record]) -> Entry:
 
 def cell_of(record: Record) -> plan.Cell:
     """The cell of a record as the present files have it. Raises BadInput where a plugin or setting is gone."""
-    try:
-        flags = list(itertools.pairwise(shlex.split(record["provenance"]["command"])))
-    except ValueError as error:
-        raise BadInput(f"the record's command cannot be read ({error}); run its cell again") from error
-    cell = record["cell"]
+    flags = plan.command_flags(record["provenance"]["command"])
+    told, cell = dict(flags), record["cell"]
     return plan.resolve(
-        next((word for flag, word in flags if flag == "--model"), cell["model"]),  # a control's row has none
+        told.get("--model", cell["model"]),  # a control's row has none
         cell["task"],
         cell["method"],
         cell["seed"],
         trial=cell["trial"],
         device=record["key"]["device"],
-        overrides=plan.parse_settings([word for flag, word in flags if flag == "--set"]),
+        overrides=plan.command_settings(record["provenance"]["command"]),
+        flatness=int(told.get("--flatness", 0)),
     )
 
 

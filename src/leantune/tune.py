@@ -12,7 +12,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from leantune import plan, record, registry
 from leantune.errors import BadInput
 from leantune.plan import Cell
 
+CHOICE = "tuning/{key}/{model}/{task}/{method}/chosen.json"  # which trial was chosen, below the output
 Grid = Mapping[str, list[Any]]  # METHOD.PARAM to the values to try
 
 
@@ -153,7 +153,7 @@ def tuned_parts(cell: Cell, chosen: Collection[str]) -> list[str]:
 
 
 def _choice_file(cell: Cell, method: str) -> str:
-    return f"tuning/{cell.key['short']}/{cell.model_name}/{cell.task.name}/{method}/chosen.json"
+    return CHOICE.format(key=cell.key["short"], model=cell.model_name, task=cell.task.name, method=method)
 
 
 def choice(records: Sequence[record.Record]) -> dict[str, Any]:
@@ -176,13 +176,11 @@ def choice(records: Sequence[record.Record]) -> dict[str, Any]:
     defaults = {
         f"{method}.{name}": value for name, value in registry.parse_stack(method, _kind(records[0]))[-1].params.items()
     }
-    tried = {key: [{**defaults, **row["settings"]}[key] for row in rows] for row in rows for key in row["settings"]}
+    tried: dict[str, list[Any]] = {}  # of every setting that some trial changes, its value in each
+    for key in sorted({key for row in rows for key in row["settings"]}):
+        tried[key] = sorted(({**defaults, **row["settings"]}[key] for row in rows), key=_rank)
     now = {**defaults, **chosen}
-    at_edge = (
-        []
-        if winner is None
-        else [key for key in sorted(tried) if now[key] in (min(tried[key], key=_rank), max(tried[key], key=_rank))]
-    )
+    at_edge = [key for key, values in tried.items() if winner is not None and now[key] in (values[0], values[-1])]
     return {
         "method": method,
         "metric": next((row["quality"]["metric"] for row in records if row["status"] == "ok"), None),
@@ -218,8 +216,7 @@ def chosen_settings(cell: Cell, choices: Iterable[Mapping[str, Any]]) -> dict[st
 
 def _settings_of(row: record.Record) -> dict[str, Any]:
     """The settings of its own method that a trial was run with, from the command in its record."""
-    words = shlex.split(row["provenance"]["command"])
-    given = plan.parse_settings([value for flag, value in itertools.pairwise(words) if flag == "--set"])
+    given = plan.command_settings(row["provenance"]["command"])
     return {key: value for key, value in given.items() if key.partition(".")[0] == row["cell"]["method"]}
 
 

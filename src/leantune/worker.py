@@ -52,9 +52,8 @@ def run_cell(
     """Run one cell; returns the parts of the record that the worker knows.
 
     A cell that is predicted not to fit, or to need more than `limit` bytes, is not started (status `oom`) unless
-    `force` says so; `export` is a folder that gets the trained model; `draws` random
-    changes of what was trained tell how flat its minimum is (0: none);
-    `terminal` says that a person watches.
+    `force` says so; `export` is a folder that gets the trained model; `draws` random changes of what was
+    trained, frozen since or not, tell how flat its minimum is (0: none); `terminal` says that a person watches.
 
     Raises BadInput, Unsupported, Diverged or an out-of-memory error.
     """
@@ -103,7 +102,7 @@ def run_cell(
                 models.enable_checkpointing(model)
         result["parameters"] = _parameters(model)
         trained_ids = {id(p): p for p in model.parameters() if p.requires_grad}
-        trained_names = {name for name, p in model.named_parameters() if p.requires_grad and not is_head(p)}
+        trained = {name for name, p in model.named_parameters() if p.requires_grad and not is_head(p)}
         with phases("measure"):
             tensors = probe(model) if stack.trains else probe.forward_only(model)
         watch = Intervals(cell, phases, terminal, probe)
@@ -114,6 +113,10 @@ def run_cell(
         trained_ids |= {id(p): p for p in model.parameters() if p.requires_grad}
         live = {id(p) for p in model.parameters()}
         checkpoint = sum(p.numel() * p.element_size() for i, p in trained_ids.items() if i in live)
+        if draws:  # before a method merges what it trained
+            trained |= {name for name, p in model.named_parameters() if p.requires_grad and not is_head(p)}
+            with phases("flatness"):
+                flat = flatness(model, trained, _validation_loss(data, cell), draws, cell.seed)
         with phases("export"):
             deployed = stack.export(model, ctx).eval()
             if export is not None:
@@ -124,9 +127,7 @@ def run_cell(
             result["quality"] = _quality(deployed, data, cell, outcome, inference)
             result["inference"] = inference.result()
         if draws:
-            with phases("flatness"):
-                found = flatness(deployed, trained_names, _validation_loss(data, cell), draws, cell.seed)
-                result["quality"]["flatness"] = found
+            result["quality"]["flatness"] = flat
     deployed_parameters = {id(p): p for p in deployed.parameters()}.values()
     result["size"] = {
         "checkpoint_bytes": checkpoint,
