@@ -74,3 +74,16 @@ def test_predict_refuses_bad_words_in_one_sentence(words, message, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--flatness", "-3"], ["--limit-mb", "-1"], ["--timeout", "0"], ["--timeout", "nan"], ["--threads", "0"]],
+)
+def test_run_refuses_a_number_out_of_range(words, capsys):
+    cell = ["run", "--model", "minilm-l6", "--task", "sentiment", "--method", "head", "--out", "x.json"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*cell, *words])
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert f"argument {words[0]}: '{words[1]}' must" in err

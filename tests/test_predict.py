@@ -203,6 +203,9 @@ def test_names_to_a_prediction() -> None:
         (["--model", "minilm-l6", "--method", "lora", "--batch", "0", "--seq", "8"], "batch 0"),
         (["--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "0"], "length 0"),
         (["--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "513"], "512 positions"),
+        (["--model", "bert-base", "--method", "lora", "--batch", "1", "--seq", "513"], "512 positions"),
+        (["--model", "gpt2", "--method", "full", "--batch", "1", "--seq", "1025"], "1024 positions"),
+        (["--model", "roberta-base", "--method", "full", "--batch", "1", "--seq", "513"], "512 positions"),
         (["--model", "minilm-l6", "--method", "lora", "--batch", "1"], "--seq"),
         (["--model", "minilm-l6", "--method", "tfidf", "--batch", "1", "--seq", "8"], "nothing to predict"),
         (

@@ -54,15 +54,19 @@ def _parser() -> argparse.ArgumentParser:
     _cell_flags(run)
     run.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the record goes")
     run.add_argument("--trial", type=int, metavar="N", help="a tuning trial: scored on the validation split")
-    run.add_argument("--timeout", type=float, default=60.0, metavar="MINUTES", help="end the cell after this (60)")
-    run.add_argument("--attempt", type=int, default=1, help="which attempt of the scheduler this is (1)")
-    run.add_argument("--attempts", type=int, default=1, help="how many it has; before the last, oom exits 75 (1)")
-    run.add_argument("--threads", type=int, default=1, help="CPU threads of torch (1)")
+    run.add_argument(
+        "--timeout", type=_positive(float), default=60.0, metavar="MINUTES", help="end the cell after this (60)"
+    )
+    run.add_argument("--attempt", type=_positive(int), default=1, help="which attempt of the scheduler this is (1)")
+    run.add_argument(
+        "--attempts", type=_positive(int), default=1, help="how many it has; before the last, oom exits 75 (1)"
+    )
+    run.add_argument("--threads", type=_positive(int), default=1, help="CPU threads of torch (1)")
     run.add_argument("--force", action="store_true", help="run even where the prediction says it does not fit")
-    run.add_argument("--limit-mb", type=int, default=0, metavar="MIB",
+    run.add_argument("--limit-mb", type=_not_negative, default=0, metavar="MIB",
                      help="do not start where the prediction needs more (0: what the machine has)")  # fmt: skip
     run.add_argument("--export", type=Path, metavar="FOLDER", help="save the trained model here")
-    run.add_argument("--flatness", type=int, default=0, metavar="DRAWS",
+    run.add_argument("--flatness", type=_not_negative, default=0, metavar="DRAWS",
                      help="random changes after training that tell how flat the minimum is (0)")  # fmt: skip
     run.add_argument("--tuning", nargs="*", type=Path, default=[], metavar="FILE",
                      help="settings chosen by `leantune choose` for parts of the stack")  # fmt: skip
@@ -73,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--search", action="append", default=[], metavar="METHOD.PARAM=V,V,...",
                       help="values to try; default: those under `search:` of the method's yaml")  # fmt: skip
     tune.add_argument("--output", type=Path, default=Path("runs/default"), help="the run's folder (runs/default)")
-    tune.add_argument("--timeout", type=float, default=60.0, metavar="MINUTES", help="end a trial after this (60)")
+    tune.add_argument(
+        "--timeout", type=_positive(float), default=60.0, metavar="MINUTES", help="end a trial after this (60)"
+    )
     tune.set_defaults(action=actions.tune)
 
     choose = commands.add_parser("choose", help="the best of a method's trials, as a file for `run --tuning`")
@@ -85,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--model", required=True)
     compare.add_argument("--task", required=True)
     compare.add_argument("--methods", nargs="+", required=True, metavar="STACK", help="the first is compared with")
-    compare.add_argument("--rounds", type=int, default=3, help="how often each takes its turn (3)")
+    compare.add_argument("--rounds", type=_positive(int), default=3, help="how often each takes its turn (3)")
     compare.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                          help="METHOD.PARAM=VALUE or task.steps=VALUE")  # fmt: skip
@@ -164,6 +170,24 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--at", type=Path, metavar="DIR", help="the plugin root (default: this checkout)")
     new.set_defaults(action=actions.new)
     return parser
+
+
+def _positive(what: type[int] | type[float]) -> Callable[[str], float]:
+    def value(text: str) -> float:
+        number = what(text)
+        if not number > 0:
+            raise argparse.ArgumentTypeError(f"'{text}' must be more than 0")
+        return number
+
+    value.__name__ = what.__name__  # argparse's word where a value is wrong
+    return value
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' must not be negative")
+    return number
 
 
 def _list_flag(parser: argparse.ArgumentParser, flag: str, what: Callable[[str], Any], **more: Any) -> None:

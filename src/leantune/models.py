@@ -104,6 +104,14 @@ def _config(spec: Mapping[str, Any], kind: str, num_labels: int) -> PretrainedCo
     return config
 
 
+def positions(spec: Mapping[str, Any]) -> int | None:
+    """The longest sequence of a model, or None where it has no limit. RoBERTa's first positions stand for padding."""
+    config = _config(spec, spec["kinds"][0], 2)
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    return None if longest is None else longest - offset
+
+
 def enable_checkpointing(model: nn.Module) -> None:
     """Recompute each block's activations in the backward pass; works when the layers below are frozen too."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]

@@ -150,7 +150,7 @@ def largest_shapes(budget: int, model: str, method: str, **words: Any) -> dict[s
     stay within `budget` bytes: one of them where only length or batch is given, both with a task. Takes `predict_names`'s
     words. Raises BadInput where the smallest does not fit."""
     given = {"batch": 1, "length": 1, **_task_shape(words.get("task")), **{k: v for k, v in words.items() if v}}
-    longest = _positions(registry.get("models", model).spec)
+    longest = models.positions(registry.get("models", model).spec)
     found: dict[str, Any] = {"budget_bytes": budget}
     for name, other, limit in (("batch", "length", None), ("length", "batch", longest)):
         if other not in words and not words.get("task"):
@@ -221,16 +221,8 @@ def _check_room(spec: Mapping[str, Any], reason: str) -> None:
         )
 
 
-def _positions(spec: Mapping[str, Any]) -> int | None:
-    """The longest sequence of a model; RoBERTa's first positions stand for padding."""
-    architecture = spec["architecture"]
-    longest = architecture.get("max_position_embeddings", architecture.get("n_positions"))
-    offset = 2 if spec["family"] in ("roberta", "xlm-roberta") else 0
-    return None if longest is None else longest - offset
-
-
 def _check_shape(spec: Mapping[str, Any], batch: int, length: int) -> None:
-    longest = _positions(spec)
+    longest = models.positions(spec)
     if batch < 1 or length < 1:
         raise BadInput(f"batch {batch} and sequence length {length} must both be at least 1")
     if longest is not None and length > longest:
