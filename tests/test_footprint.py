@@ -169,6 +169,30 @@ def test_the_full_table_is_twelve_stacks_on_eleven_models() -> None:
     assert len({model for model, _ in pairs}) == 11
 
 
+def test_the_largest_batch_is_searched_for_the_named_stacks_alone(plugins: Path, tmp_path: Path) -> None:
+    full, lora = make(tmp_path, "full", "lora", largest_batch=["lora"])
+    assert {full[f"largest_batch_{size}gib"] for size in footprint.BUDGETS_GIB} == {""}
+    words = {"length": 16, "head": "causal-lm", "dtype": "fp32"}
+    for size in footprint.BUDGETS_GIB:
+        found = int(lora[f"largest_batch_{size}gib"])
+        fits, larger = (
+            predict.predict_names("tiny-a", "lora", batch=n, **words)["reserved_bytes"] for n in (found, found + 1)
+        )
+        assert fits <= size * 2**30 < larger
+
+
+def test_no_sequence_fits_into_too_small_a_budget(plugins: Path) -> None:
+    words = {"length": 16, "head": "causal-lm", "dtype": "fp32"}
+    assert predict.largest_batches([2**20, 2**30], "tiny-a", "full", **words)[0] == 0
+
+
+def test_a_largest_batch_of_a_stack_that_is_not_asked_for_is_refused(
+    tmp_path: Path, plugins: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["footprint", "--config", str(config(tmp_path, "full", largest_batch=["lora"]))]) == 2
+    assert "'largest_batch' names 'lora', which is none of the methods" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ sweeps
 
 

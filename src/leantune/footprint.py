@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from leantune import MEASUREMENT_VERSION, cards, registry, sweep
+from leantune.errors import BadInput
 from leantune.record import write_json
 from leantune.registry import Part, Plugin
 from leantune.sweep import Row
@@ -25,12 +26,15 @@ from leantune.text import csv_text, write_text
 
 FILE = Path("tables", "footprint.csv")  # below a run's folder, and below the published results
 KEY = ("model", "method", "kind", "batch", "seq", "dtype")
+BUDGETS_GIB = (8, 16, 24, 48, 80)  # of reserved memory, for which a block's `largest_batch` is searched
 KINDS = ("weights", "buffers", "gradients", "optimizer", "activations", "temporaries", "inputs")
+_LARGEST = [f"largest_batch_{size}gib" for size in BUDGETS_GIB]
 COLUMNS = [
     *["model", "method", "point", "kind", "batch", "seq", "dtype", "status", "reason", "path", "fallback"],
     *["peak_bytes", "peak_phase", "allocated_bytes", "reserved_bytes", "smallest_card"],
     *["optimizer_state_bytes", *(f"{kind}_bytes" for kind in KINDS)],
     *["total_parameters", "trainable_parameters", "head_parameters", "flops_per_step"],
+    *_LARGEST,
     *["point_source", "measurement", "torch", "transformers"],
 ]
 
@@ -45,6 +49,7 @@ class Entry:
     batch: int
     length: int
     dtype: str
+    largest_batch: bool = False  # whether to search the largest batch for each of the budgets too
 
     @property
     def method(self) -> str:
@@ -66,7 +71,7 @@ class Entry:
         supports = [{k: registry.merged_spec(p.plugin).get(k) for k in ("supports", "disabled")} for p in self.parts]
         facts = [
             registry.stack_hash(self.parts), registry.model_hash(self.model), self.model.spec["kinds"], supports,
-            self.kind, self.batch, self.length, self.dtype, versions(),
+            self.kind, self.batch, self.length, self.dtype, self.largest_batch and BUDGETS_GIB, versions(),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -83,10 +88,13 @@ def expand(config: Mapping[str, Any]) -> list[Entry]:
     found: dict[str, Entry] = {}
     for block in config["footprint"]:
         kind, dtype = block["kind"], block["dtype"]
+        if unknown := set(block.get("largest_batch", ())) - set(block["methods"]):
+            raise BadInput(f"config: footprint: 'largest_batch' names '{min(unknown)}', which is none of the methods")
         asked = itertools.product(block["models"], block["methods"], block["batches"], block["lengths"])
         for model, method, batch, length in asked:
             parts = registry.parse_stack(method, kind)
-            entry = Entry(registry.get("models", model), parts, kind, batch, length, dtype)
+            searched = method in block.get("largest_batch", ())
+            entry = Entry(registry.get("models", model), parts, kind, batch, length, dtype, searched)
             found.setdefault(entry.file, entry)
     return list(found.values())
 
@@ -135,6 +143,10 @@ def _predict(output: Path, entries: Sequence[Entry]) -> dict[str, Row]:
         for entry in entries:
             words = {"head": heads[entry.kind], "dtype": entry.dtype}
             found = sweep.answer(sweep.Ask(entry.model.name, entry.method, entry.batch, entry.length, words))
+            if entry.largest_batch and found["status"] == "ok":
+                budgets = [size * cards.GIB for size in BUDGETS_GIB]
+                batches = predict.largest_batches(budgets, entry.model.name, entry.method, length=entry.length, **words)
+                found["largest_batches"] = batches
             write_json(output / entry.file, {"hash": entry.hash, "prediction": found})
             rows[entry.file] = found
             told(found)
@@ -164,4 +176,5 @@ def _line(entry: Entry, prediction: Mapping[str, Any]) -> Row:
         "smallest_card": cards.smallest(prediction["fits"]),
         **{f"{kind}_bytes": prediction["by_kind"][kind] for kind in KINDS},
         **{f"{name}_parameters": count for name, count in prediction["parameters"].items()},
+        **dict(zip(_LARGEST, prediction.get("largest_batches", ()), strict=False)),
     }

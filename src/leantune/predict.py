@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,17 @@ def largest_shapes(budget: int, model: str, method: str, **words: Any) -> dict[s
             )
         found["largest_batch" if name == "batch" else "longest_seq"] = best
     return found
+
+
+def largest_batches(budgets: Sequence[int], model: str, method: str, **words: Any) -> list[int]:
+    """For each budget in bytes, the largest batch whose reserved bytes stay within it; 0 where one sequence's do not.
+    Takes `predict_names`'s words."""
+
+    @functools.cache
+    def reserved(batch: int) -> int:
+        return int(predict_names(model, method, **{**words, "batch": batch})["reserved_bytes"])
+
+    return [largest(reserved, budget) or 0 for budget in budgets]
 
 
 def _task_shape(task: str | None) -> dict[str, int]:
