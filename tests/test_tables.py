@@ -318,7 +318,7 @@ def _compared(tmp_path, mine, theirs):
     write(tmp_path / "run", mine)
     if theirs:
         write(tmp_path / "results", theirs)
-    text = tables.compare_published(tmp_path / "run" / "records", tmp_path / "results" / "records")
+    text = tables.compare_published(tmp_path / "run" / "records", tmp_path / "results")
     return text, " ".join(text.splitlines()[2].split())
 
 
@@ -329,6 +329,17 @@ def test_reproduced_against_published(tmp_path):
     assert row == "minilm-l6 sentiment lora 0 0.8000 0.7900 +0.0100 equal 2.00 -"
     assert "1 of 1 cells compared" in text
     assert "equal in 1 of 1" in text
+
+
+def test_of_several_published_runs_the_one_with_the_same_settings_is_compared(tmp_path):
+    tuned = ok("lora", quality=0.9)
+    tuned["provenance"]["hashes"] = {**tuned["provenance"]["hashes"], "method": "of other settings"}
+    write(tmp_path / "results" / "a", tuned)  # found first
+    write(tmp_path / "results" / "b", ok("lora", quality=0.79))
+    write(tmp_path / "run", ok("lora", quality=0.8))
+    text = tables.compare_published(tmp_path / "run" / "records", tmp_path / "results")
+    assert "0.8000 0.7900 +0.0100" in " ".join(text.split())
+    assert "the files changed" not in text
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def gate(arguments: argparse.Namespace) -> int:
     from leantune import calibration, tables
 
     config, output = _configured(arguments)
-    print(tables.compare_published(output / "records", arguments.published / "records"))
+    print(tables.compare_published(output / "records", arguments.published))
     failed = tables.not_allowed(output, plan.expand(config), config["allowed_statuses"])
     for line in failed:
         print(line, file=sys.stderr)

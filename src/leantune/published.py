@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -89,7 +90,7 @@ def compare_records(run: Iterable[Record], published: Iterable[Record]) -> str:
     rows, counts = [], {"cells": 0, "compared": 0, "bytes": 0, "equal": 0}
     for record in sorted(run, key=_cell):
         candidates = by_cell.get(_cell(record), [])
-        other = min(candidates, key=lambda o: (len(_differing(record, o)), o["key"]["short"]), default=None)
+        other = min(candidates, key=functools.partial(_distance, record), default=None)
         row, compared, same_bytes = _comparison(record, other)
         rows.append([*_cell(record), *row])
         counts["cells"] += 1
@@ -106,6 +107,11 @@ def compare_records(run: Iterable[Record], published: Iterable[Record]) -> str:
 
 def _cell(record: Record) -> tuple[str, str, str, int]:
     return (record["cell"]["model"], record["cell"]["task"], record["cell"]["method"], record["cell"]["seed"])
+
+
+def _distance(a: Record, b: Record) -> tuple[int, bool, str]:
+    """Sorts the published records of a cell: first those of the same key, and of them those of the same settings."""
+    return len(_differing(a, b)), a["provenance"]["hashes"] != b["provenance"]["hashes"], b["key"]["short"]
 
 
 def _differing(a: Record, b: Record) -> list[str]:

@@ -95,8 +95,10 @@ def miscalibrated(output: Path, limits: Mapping[str, float]) -> list[Row]:
 
 
 def compare_published(run: Path, published: Path) -> str:
-    """What a folder of records reproduced of the published one, as a text table."""
-    return compare_records(_readable(run), _readable(published))
+    """What a folder of records reproduced of the published results, as a text table. These may hold several runs:
+    every folder `records` in them counts, and of a cell's records the one with the same settings is compared."""
+    folders = sorted(folder for folder in published.rglob("records") if folder.is_dir())
+    return compare_records(_readable(run), [record for folder in folders for record in _readable(folder)])
 
 
 def publish(
