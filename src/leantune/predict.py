@@ -25,6 +25,7 @@ from leantune.stack import Stack
 from leantune.train import Schedule
 
 KINDS = {"classification": "classification", "mlm": "masked_lm", "causal-lm": "causal_lm"}  # of --head
+LINES = 6  # guesses of `largest` that follow the line of the sizes; then every other one halves what is left
 REAL_STEP = 8  # bytes that a step on real values takes, as a multiple of the parameters': what must be free for one
 
 
@@ -174,11 +175,11 @@ def largest_batches(budgets: Sequence[int], model: str, method: str, **words: An
     """For each budget in bytes, the largest batch whose reserved bytes stay within it; 0 where one sequence's do not.
     Takes `predict_names`'s words."""
 
-    @functools.cache
     def reserved(batch: int) -> int:
         return int(predict_names(model, method, **{**words, "batch": batch})["reserved_bytes"])
 
-    return [largest(reserved, budget) or 0 for budget in budgets]
+    sizes: dict[int, int] = {}
+    return [largest(reserved, budget, sizes=sizes) or 0 for budget in budgets]
 
 
 def _task_shape(task: str | None) -> dict[str, int]:
@@ -186,10 +187,13 @@ def _task_shape(task: str | None) -> dict[str, int]:
     return {name: training[name] for name in ("batch", "length") if name in training}
 
 
-def largest(size: Callable[[int], int], budget: int, limit: int | None = None) -> int | None:
+def largest(
+    size: Callable[[int], int], budget: int, limit: int | None = None, sizes: dict[int, int] | None = None
+) -> int | None:
     """The largest n from 1 to `limit` with `size(n) <= budget`, or None. `size` grows nearly in proportion, with
-    small dips (segments of the allocator), so the two numbers above the first that does not fit are tried too."""
-    sizes: dict[int, int] = {}
+    small dips (segments of the allocator), so the two numbers above the first that does not fit are tried too.
+    `sizes` are those known already, and takes the new ones."""
+    sizes = {} if sizes is None else sizes
 
     def fits(n: int) -> bool:
         if n not in sizes:
@@ -204,9 +208,9 @@ def largest(size: Callable[[int], int], budget: int, limit: int | None = None) -
             break
         guess = 4 * low if high is None else (low + high) // 2
         near = min(sizes, key=lambda n: (abs(sizes[n] - budget), -n))
-        if turn % 3 and near > 1:  # twice along the line through n = 1 and the size nearest to the budget
+        if near > 1 and (turn < LINES or turn % 2):  # along the line through n = 1 and the size nearest to the budget
             slope = (sizes[near] - sizes[1]) / (near - 1)
-            guess = near + int((budget - sizes[near]) / slope) if slope > 0 else guess
+            guess = near + int((budget - sizes[near]) // slope) if slope > 0 else guess
             guess = max(low + 1, min(guess, 64 * low if high is None else high - 1))
         low, high = (guess, high) if fits(guess) else (low, guess)
     dips = [n for n in (low + 2, low + 3) if (limit is None or n <= limit) and fits(n)]
