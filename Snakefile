@@ -72,7 +72,7 @@ rule cell:
     shell:
         "python -m leantune run {params.arguments} --timeout {resources.timeout}"
         " --attempt {resources.attempt} --attempts {resources.attempts}"
-        " --limit-mb {resources.limit_mb} --tuning {input} --out {output} 2> {log}"
+        " --limit-mb {resources.limit_mb} --tuning {input} --out {output} > {log} 2>&1"
 
 
 use rule cell as trial with:
