@@ -119,12 +119,6 @@ def test_a_wrong_config_is_a_sentence_on_a_terminal_too(project):
     assert "Traceback" not in text
 
 
-def test_nothing_to_do_is_said(project):
-    project.configure({"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha"]})
-    shown_without_one(project, "--until", "cell")
-    assert "Nothing to be done" in shown_without_one(project, "--until", "cell")
-
-
 def job(started: float) -> Job:
     return Job("cell", ("sentiment", "alpha", "0"), (), (), started)
 
