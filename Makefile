@@ -49,7 +49,7 @@ lint: $(READY)
 # Read it from disk or serve the folder; nothing in it is loaded from the network.
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(READY)
-	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m mkdocs build --strict
 
 publish: $(READY)
 	$(BIN)/leantune publish --config $(CONFIG)
