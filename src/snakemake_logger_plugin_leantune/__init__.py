@@ -130,8 +130,8 @@ class LogHandler(LogHandlerBase):
         super().close()
 
     def _wanted(self, message: str) -> bool:
-        """Of Snakemake's remarks, those before a run (such as `Nothing to be done`) and where its log is."""
-        return self.cells is None or message.startswith("Complete log")
+        """Of Snakemake's remarks, those before a run (such as `Nothing to be done`) and those of its end."""
+        return self.cells is None or message.startswith(("Complete log", "Terminating", "Shutting down", "Will exit"))
 
     def _run(self, total: int) -> None:
         self.cells = Cells(total)
