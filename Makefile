@@ -3,6 +3,7 @@
 # make oracle-test  tests against references that need older libraries, in an environment of their own
 # make smoke     tiny cells of every kind through the whole DAG
 # make lint      style, types, workflow and plugin files
+# make docs      the documentation as a site, site/index.html
 # make benchmarks  speed against peers in the same run
 # make publish   copy the last run's records and tables into results/ and the README (CONFIG=... for another run)
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ORACLE := .venv-oracle/.ready
 
-.PHONY: setup bench test test-slow oracle-test smoke lint publish benchmarks
+.PHONY: setup bench test test-slow oracle-test smoke lint docs publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -44,6 +45,11 @@ lint: $(READY)
 	snakefmt --check Snakefile
 	snakemake --lint
 	leantune validate
+
+# Read it from disk or serve the folder; nothing in it is loaded from the network.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(READY)
+	$(BIN)/python -m mkdocs build --strict
 
 publish: $(READY)
 	$(BIN)/leantune publish --config $(CONFIG)

@@ -12,6 +12,19 @@ OUT = JOBS.config["output"]
 FOOTPRINT = f"{OUT}/tables/footprint.csv"
 CLAIMS = f"{OUT}/tables/claims.csv"
 ENVIRONMENT = "envs/leantune.yaml"
+TABLES = {  # of the records, with their category in `snakemake --report`
+    "leaderboard": "Results",
+    "decisions": "Results",
+    "overall": "Results",
+    "pareto": "Results",
+    "budgets": "Results",
+    "cells": "Records",
+    "failures": "Checks",
+    "calibration": "Checks",
+}
+
+
+report: "docs/captions/workflow.rst"
 
 
 localrules:
@@ -72,7 +85,7 @@ rule cell:
     shell:
         "python -m leantune run {params.arguments} --timeout {resources.timeout}"
         " --attempt {resources.attempt} --attempts {resources.attempts}"
-        " --limit-mb {resources.limit_mb} --tuning {input} --out {output} 2> {log}"
+        " --limit-mb {resources.limit_mb} --tuning {input} --out {output} > {log} 2>&1"
 
 
 use rule cell as trial with:
@@ -111,7 +124,7 @@ rule timing:
         f"{OUT}/logs/timing/{{model}}/{{task}}.log",
     conda:
         ENVIRONMENT
-    threads: workflow.cores
+    threads: workflow.resource_settings.cores or 1  # none is given for --report
     resources:
         runtime=240,
     params:
@@ -138,17 +151,15 @@ rule tables:
         records=JOBS.files(f"{OUT}/records/{{cell}}.json"),
         timing=[f"{OUT}/timing/{name}.json" for name in JOBS.timing],
     output:
-        multiext(
-            f"{OUT}/tables/",
-            "cells.csv",
-            "leaderboard.csv",
-            "failures.csv",
-            "calibration.csv",
-            "decisions.csv",
-            "overall.csv",
-            "pareto.csv",
-            "budgets.csv",
-        ),
+        [
+            report(
+                f"{OUT}/tables/{name}.csv",
+                caption=f"docs/captions/{name}.rst",
+                category=category,
+                labels={"table": name},
+            )
+            for name, category in TABLES.items()
+        ],
     log:
         f"{OUT}/logs/tables.log",
     conda:
@@ -173,7 +184,12 @@ rule footprint:
     input:
         config=f"{OUT}/footprint.json",
     output:
-        FOOTPRINT,
+        report(
+            FOOTPRINT,
+            caption="docs/captions/footprint.rst",
+            category="Predictions",
+            labels={"table": "footprint"},
+        ),
     log:
         f"{OUT}/logs/footprint.log",
     conda:
@@ -193,7 +209,12 @@ rule claims:
         config=f"{OUT}/config.json",
         tables=f"{OUT}/tables/leaderboard.csv",
     output:
-        CLAIMS,
+        report(
+            CLAIMS,
+            caption="docs/captions/claims.rst",
+            category="Claims",
+            labels={"table": "claims"},
+        ),
     log:
         f"{OUT}/logs/claims.log",
     conda:

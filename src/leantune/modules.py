@@ -44,6 +44,7 @@ class FactoredLinear(nn.Module):
         return self.up.weight @ self.down.weight
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] to [..., out]."""
         return self.up(self.down(x))
 
     @classmethod
@@ -107,6 +108,7 @@ class Adapter(nn.Module):
         return x + self.up(nn.functional.gelu(self.down(x)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """What `base` takes to z [..., d]."""
         return self.bottlenecked(self.base(x))
 
 

@@ -77,8 +77,14 @@ def predict_names(
     dtype: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `leantune predict` prints, keys as in the documentation. Raises BadInput naming the wrong word,
-    Unsupported for a stack that the model or the kind of task does not do.
+    """What `leantune predict --json` prints. Raises BadInput naming the wrong word, Unsupported for a stack that
+    the model or the kind of task does not do.
+
+    Bytes: `peak_bytes` (live tensors of a training step, in `peak_phase`), `by_kind` (adds up to the peak),
+    `allocated_bytes` and `reserved_bytes` (of the CUDA caching allocator, simulated), `optimizer_state_bytes`
+    (0-dim tensors left out). Counts: `parameters` with `total`, `trainable` (without the head) and `head`,
+    `flops_per_step`. `fits` is by card. `path` is `cuda-simulated`, or `cpu` where real tensors were needed and
+    `fallback` says why. `seconds` is what the prediction took.
 
     `dtype` is that of the weights (and so of everything): bf16 is pure bf16, not autocast. Without it a task's
     own training is predicted (fp32 weights, under bf16 autocast where the task says so), else fp32.

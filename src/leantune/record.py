@@ -57,7 +57,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Validate against schemas/record.schema.json, then write atomically."""
+    """Validate against schemas/record.schema.json, then write atomically. Raises BadInput where it does not fit."""
     registry.validate(record, "record", f"record for {path}")
     write_json(path, record)
 

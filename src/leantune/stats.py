@@ -42,7 +42,7 @@ class Difference:
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's t interval of the mean of independent values; no bounds for a single one."""
+    """Student's t interval of the mean of one or more independent values; no bounds for a single one."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return Interval(mean, None, None)
@@ -186,7 +186,7 @@ def _macro_f1(w: Array, predicted: Array, truth: Array) -> Array:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values, in the order given."""
+    """Holm's step-down adjusted p values (Scandinavian Journal of Statistics 6, 1979), in the order given."""
     adjusted = [0.0] * len(p_values)
     running = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):

@@ -1,0 +1,71 @@
+"""`snakemake --report`: the tables with their categories, labels and captions, without network."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from test_dag import ROOT, Project, footprint_of
+
+DEAD = "http://127.0.0.1:9"  # nothing answers there
+CATEGORIES = {
+    "leaderboard": "Results",
+    "decisions": "Results",
+    "overall": "Results",
+    "pareto": "Results",
+    "budgets": "Results",
+    "cells": "Records",
+    "failures": "Checks",
+    "calibration": "Checks",
+    "footprint": "Predictions",
+    "claims": "Claims",
+}
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """The report of a folder that holds the published tables, as a run would have left them."""
+    project = Project(tmp_path_factory.mktemp("report"))
+    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha"]}
+    project.configure(block, footprint=footprint_of("alpha"), claims=True)
+    shutil.copytree(ROOT / "results" / "tables", project.folder / "out" / "tables")
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--report", "report.html"]
+    environment = {**os.environ, "LEANTUNE_PLUGINS": str(project.plugins), "HTTP_PROXY": DEAD, "HTTPS_PROXY": DEAD}
+    done = subprocess.run(words, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return (project.folder / "report.html").read_text()
+
+
+def embedded(html: str, name: str) -> dict:
+    """One of the objects that the report's page is drawn from."""
+    start = html.index("{", html.index(f'<script id="{name}">'))
+    return json.JSONDecoder().raw_decode(html[start:])[0]
+
+
+def test_every_table_is_in_its_category_with_its_label(html):
+    results = embedded(html, "results").values()
+    found = {one["labels"]["table"] for one in results}
+    assert found == set(CATEGORIES)
+    categories = embedded(html, "categories")
+    for table, category in CATEGORIES.items():
+        names = {file for part in categories[category].values() for file in part}
+        assert any(file.endswith(f"{table}.csv") for file in names), table
+
+
+def test_every_table_has_its_own_caption(html):
+    captions = {
+        one["labels"]["table"]: re.sub("<[^>]+>", "", one["caption"]) for one in embedded(html, "results").values()
+    }
+    for table, caption in captions.items():
+        written = (ROOT / "docs" / "captions" / f"{table}.rst").read_text()
+        words = re.findall(r"\w+", written)[:8]
+        assert re.findall(r"\w+", caption)[:8] == words
+    assert len(set(captions.values())) == len(CATEGORIES)
+
+
+def test_the_introduction_is_there_and_nothing_is_fetched(html):
+    assert "Read <em>decisions</em> first" in html
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=[\"']https?://", html)
