@@ -46,7 +46,7 @@ lint: $(READY)
 	snakemake --lint
 	leantune validate
 
-# Read it from disk or serve the folder; nothing in it is loaded from the network.
+# Read it from disk, or serve the folder to have the search; nothing in it is loaded from the network.
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(READY)
 	$(BIN)/python -m mkdocs build --strict
