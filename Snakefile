@@ -38,6 +38,7 @@ rule all:
         config=f"{OUT}/config.json",
         footprint=FOOTPRINT if JOBS.config["footprint"] else [],
         claims=CLAIMS if JOBS.config["claims"] else [],
+        report=f"{OUT}/report/index.html",
     log:
         f"{OUT}/logs/reproduced.txt",
     conda:
@@ -206,6 +207,27 @@ rule claims:
         hashes=JOBS.claims,
     shell:
         "python -m leantune claims --config {input.config} > {log} 2>&1"
+
+
+rule report:
+    input:
+        tables=f"{OUT}/tables/leaderboard.csv",
+        footprint=FOOTPRINT if JOBS.config["footprint"] else [],
+        claims=CLAIMS if JOBS.config["claims"] else [],
+    output:
+        f"{OUT}/report/index.html",
+    log:
+        f"{OUT}/logs/report.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        results=OUT,
+    shell:
+        "python -m leantune report --results {params.results} > {log} 2>&1"
 
 
 rule gate:

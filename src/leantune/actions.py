@@ -184,6 +184,15 @@ def claims(arguments: argparse.Namespace) -> None:
     print(claims.describe(claims.write(records, output, arguments.methods)))
 
 
+def report(arguments: argparse.Namespace) -> None:
+    from leantune import report
+
+    if arguments.figures:
+        print("\n".join(map(str, report.write_figures(arguments.results, arguments.figures))))
+    else:
+        print(report.write_report(arguments.results, arguments.out or arguments.results / "report"))
+
+
 def gate(arguments: argparse.Namespace) -> int:
     from leantune import calibration, tables
 
