@@ -7,21 +7,25 @@ is borrowed from the groups of the same kind of task, and the page says so.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from leantune import registry
 from leantune.cards import CONTEXT_BYTES
-from leantune.report.data import Group, Results, Row, kind_of
+from leantune.report.data import Group, Results, Row, kind_of, slug
 
 BUDGETS_GIB = (8, 16, 24, 48, 80)
 FIRST = "bert-base"  # the model that the page opens with, where its memory was predicted
 FIRST_GIB = 8
 
 
-def choices(results: Results) -> dict[str, Any]:
-    """Everything that the selects and sliders choose from; numbers in bytes and seconds."""
+def choices(results: Results, summaries: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that the selects and sliders choose from; numbers in bytes and seconds. `summaries` say in a sentence
+    what a method is."""
     groups = [_group(group, number) for number, group in enumerate(results.groups)]
-    return {"groups": groups, "shapes": _shapes(results, groups), "first": FIRST, "firstGib": FIRST_GIB}
+    return {"groups": groups, "shapes": _shapes(results, groups), "first": FIRST, "firstGib": FIRST_GIB,
+            "about": {name: {"summary": text, "page": f"methods/{quote(slug(name))}.html"} for name, text in summaries.items()}}  # fmt: skip
 
 
 def _group(group: Group, number: int) -> dict[str, Any]:
@@ -55,7 +59,7 @@ def _shapes(results: Results, groups: list[dict[str, Any]]) -> list[dict[str, An
     for where, rows in itertools.groupby(sorted(results.tables["footprint"], key=place), key=place):
         model, kind, batch, seq, dtype = where
         own = list(rows)
-        evidence = [g for g in groups if g["best"] and (g["kind"] == kind or g["kind"] is None)]
+        evidence = [g for g in groups if g["kind"] == kind and sum(m["quality"] is not None for m in g["methods"]) > 1]
         names = {m["name"] for g in evidence for m in g["methods"]}
         found.append(
             {

@@ -13,7 +13,8 @@ from typing import Any
 
 import altair as alt
 
-from leantune.groups import Record, Row as Values
+from leantune.groups import Record
+from leantune.groups import Row as Values
 from leantune.report import sentences
 from leantune.report.data import Group, Results, Row, slug
 from leantune.report.sentences import KINDS
@@ -21,6 +22,7 @@ from leantune.report.sentences import KINDS
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A800", "#808080")
 DASHES = ([1, 0], [6, 3], [2, 2])
 MIB, GIB = 2**20, 2**30
+WIDTH, HEIGHT = 800, 340  # pixels of a chart of quality; the width is a guess, since the page decides it
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def themed(spec: Mapping[str, Any], ink: str) -> dict[str, Any]:
         "axis": {**quiet, "gridOpacity": 0.15, "domainOpacity": 0.5, "tickOpacity": 0.5, "labelFontSize": 12,
                  "titleFontSize": 12, "titleFontWeight": "normal"},
         "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12,
-                   "titleFontWeight": "normal", "orient": "bottom", "columns": 4, "symbolOpacity": 1, "labelLimit": 220},
+                   "titleFontWeight": "normal", "orient": "bottom", "columns": 4, "symbolOpacity": 1, "symbolBaseFillColor": ink,
+                   "symbolBaseStrokeColor": ink, "labelLimit": 220},
         "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 13},
         "title": {"color": ink},
         "text": {"color": ink, "fontSize": 12},
@@ -87,7 +90,7 @@ def _front(group: Group, results: Results, what: str) -> Chart | None:
         return None
     size, unit = _unit(max(row.number(column) or 0 for row in scored)) if what == "memory" else (0.001, "ms")
     title = f"{'peak memory' if what == 'memory' else 'median step time'} ({unit})"
-    points = [
+    points: list[Values] = [
         {
             **{"method": row["method"], "x": (row.number(column) or 0) / size, "quality": row.number("quality_mean")},
             **{"low": row.number("quality_low"), "high": row.number("quality_high"), "tier": row["tier"]},
@@ -99,12 +102,18 @@ def _front(group: Group, results: Results, what: str) -> Chart | None:
         {"x": (row.number("budget") or 0) / size, "quality": row.number("quality_mean")}
         for row in group.of(results.tables["budgets"]) if row["budget_kind"] == column
     ]  # fmt: skip
-    low, high = min(p["x"] for p in points), max(p["x"] for p in points)
+    left, right = min(p["x"] for p in points), max(p["x"] for p in points)
     if steps:
-        steps.append({"x": high, "quality": steps[-1]["quality"]})
-    room = 0.06 * (high - low or high or 1)
-    x = alt.X("x:Q").title(title).scale(domain=[max(0, low - room), high + 3 * room], nice=False)
-    y = alt.Y("quality:Q").title(group.metric).scale(zero=False, padding=8)
+        steps.append({"x": right, "quality": steps[-1]["quality"]})
+    room = 0.06 * (right - left or right or 1)
+    ends = [e for p in points for e in (p["low"], p["high"], p["quality"]) if e is not None]
+    heights = min(ends) - 0.04 * (max(ends) - min(ends)), max(ends) + 0.06 * (max(ends) - min(ends))
+    _label(points, (left - room, right + 4 * room), heights)
+    x = alt.X("x:Q").title(title).scale(domain=[max(0, left - room), right + 4 * room], nice=False).axis(tickCount=8)
+    scale = (
+        alt.Scale(domain=list(heights), nice=False, zero=False) if heights[0] < heights[1] else alt.Scale(zero=False)
+    )
+    y = alt.Y("quality:Q").title(group.metric).scale(scale)
     tiers = sorted({row["tier"] for row in scored}, key=lambda text: (len(text), text))
     colour = alt.Color("tier:N").title("tier").sort(tiers).scale(domain=tiers, range=_cycled(PALETTE, len(tiers)))
     shape = alt.Shape("front:N").title(None).scale(
@@ -116,18 +125,31 @@ def _front(group: Group, results: Results, what: str) -> Chart | None:
     base = alt.Chart(_data(points)).encode(x=x)
     bars = [p for p in points if p["low"] is not None and p["high"] is not None]
     layers: list[Any] = [
-        alt.Chart(_data(steps)).mark_line(interpolate="step-after", opacity=0.6, color="#808080").encode(x=x, y=y),
-        alt.Chart(_data(bars)).mark_rule(opacity=0.45, strokeWidth=2).encode(
-            x=x, y=alt.Y("low:Q").title(group.metric).scale(zero=False, padding=8), y2="high:Q", color=colour),
+        alt.Chart(_data(steps)).mark_line(interpolate="step-after", opacity=0.6, color="#808080", aria=False).encode(x=x, y=y),
+        alt.Chart(_data(bars)).mark_rule(opacity=0.45, strokeWidth=2, aria=False).encode(
+            x=x, y=alt.Y("low:Q").title(group.metric), y2="high:Q", color=colour),
         base.mark_point(filled=True, size=90, opacity=1).encode(y=y, color=colour, shape=shape, tooltip=tips),
-        base.mark_text(align="left", dx=8, dy=-5, limit=160).encode(y=y, text="method:N"),
+        base.mark_text(align="left", dx=7, dy=-7, limit=170).encode(y=alt.Y("label:Q").title(group.metric), text="method:N"),
     ]  # fmt: skip
-    spec = alt.layer(*layers).properties(width="container", height=340).to_dict()
+    spec = alt.layer(*layers).properties(width="container", height=HEIGHT).to_dict()
     says = sentences.memory(group) if what == "memory" else sentences.time(group)
     return Chart(
         f"{what}-{group.slug}", f"Quality against {'peak memory' if what == 'memory' else 'step time'}: {group.name}",
         says, spec, "pareto",
     )  # fmt: skip
+
+
+def _label(points: list[Values], across: tuple[float, float], heights: tuple[float, float]) -> None:
+    """Give each point the height of its label: its own, or the nearest where no label before it stands in the way."""
+    wide, high = WIDTH / (across[1] - across[0] or 1), HEIGHT / (heights[1] - heights[0] or 1)
+    taken: list[tuple[float, float, float]] = []  # left and right edge and height, in pixels
+    for point in sorted(points, key=lambda p: (-p["quality"], p["x"])):
+        left, at = point["x"] * wide + 9, point["quality"] * high
+        right = left + 7 * len(point["method"])
+        tries = (at + shift for shift in (0, -13, 13, -26, 26, -39, 39, 0))
+        free = next((y for y in tries if all(right < l or r < left or abs(y - t) >= 12 for l, r, t in taken)), at)
+        taken.append((left, right, free))
+        point["label"] = free / high
 
 
 def _cycled(values: Sequence[Any], count: int) -> list[Any]:
@@ -195,7 +217,7 @@ def _intervals(group: Group, records: Sequence[Record]) -> Chart | None:
         rows.append({**own, "step": record["key"]["steps"], "peak": parts[-1]["peak_bytes"] / size})
     colour, dash = _lines({row["method"] for row in rows})
     spec = alt.Chart(_data(rows)).mark_line(interpolate="step-after", strokeWidth=2).encode(
-        x=alt.X("step:Q"), y=alt.Y("peak:Q").title(f"peak of a step ({unit})").scale(zero=True),
+        x=alt.X("step:Q").axis(tickCount=8), y=alt.Y("peak:Q").title(f"peak of a step ({unit})").scale(zero=True),
         color=colour, strokeDash=dash, detail="seed:N",
         tooltip=["method:N", "seed:N", "step:Q", alt.Tooltip("peak:Q", format=",.1f", title=unit)],
     ).properties(width="container", height=220).to_dict()  # fmt: skip
@@ -209,7 +231,7 @@ def _ranks(group: Group, records: Sequence[Record]) -> list[Chart]:
     found: dict[str, Chart] = {}
     for record in records:
         method, ranks = record["cell"]["method"], record["details"].get("ranks")
-        if not isinstance(ranks, dict) or not ranks or method in found:
+        if not isinstance(ranks, dict) or len(set(ranks.values())) < 2 or method in found:
             continue
         rows = [{**_place(name), "rank": rank, "name": name} for name, rank in sorted(ranks.items())]
         middle = max(ranks.values()) / 2
@@ -219,7 +241,7 @@ def _ranks(group: Group, records: Sequence[Record]) -> list[Chart]:
         spec = (base.mark_rect().encode(
             color=alt.Color("rank:Q").scale(scheme="blues", domainMin=0).legend(None), tooltip=["name:N", "rank:Q"])
             + base.mark_text().encode(text="rank:Q", color=_on_blue(f"datum.rank > {middle:g}"))
-        ).properties(width="container", height={"step": 26}).to_dict()  # fmt: skip
+        ).properties(width="container", height=26 * len({row["map"] for row in rows})).to_dict()  # fmt: skip
         found[method] = Chart(
             f"ranks-{slug(method)}-{group.slug}", f"Ranks that {method} kept: {group.name}",
             sentences.ranks(method, ranks), spec, None,
@@ -245,6 +267,7 @@ def _lines(methods: set[str]) -> tuple[Any, Any]:
     names = sorted(methods)
     dashes = [DASHES[i // len(PALETTE) % len(DASHES)] for i in range(len(names))]
     colour = alt.Color("method:N").title(None).scale(domain=names, range=_cycled(PALETTE, len(names)))
+    colour = colour.legend(symbolType="stroke", symbolSize=250)
     return colour, alt.StrokeDash("method:N").title(None).scale(domain=names, range=dashes)
 
 
@@ -257,7 +280,7 @@ def _curves(group: Group, records: Sequence[Record]) -> Chart | None:
     ]  # fmt: skip
     colour, dash = _lines({row["method"] for row in rows})
     spec = alt.Chart(_data(rows)).mark_line(point=True).encode(
-        x=alt.X("step:Q"), y=alt.Y("value:Q").title(f"{group.metric}, validation").scale(zero=False),
+        x=alt.X("step:Q").axis(tickCount=8), y=alt.Y("value:Q").title(f"{group.metric}, validation").scale(zero=False),
         color=colour, strokeDash=dash, detail="seed:N",
         tooltip=["method:N", "seed:N", "step:Q", alt.Tooltip("value:Q", format=".3f", title=group.metric)],
     ).properties(width="container", height=280).to_dict()  # fmt: skip

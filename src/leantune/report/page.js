@@ -66,7 +66,7 @@ function explain(choice, limits) {
     const like = use.evidence && use.evidence !== use.name ? ` (measured for ${use.evidence})` : "";
     const top = best && best.name !== use.name ? `, ${use.loss.toFixed(3)} from the best, ${best.name}` : choice.best === use.name ? ", the best of all" : `, ${use.loss.toFixed(3)} from the best, ${choice.best}`;
     paragraphs.push(`${proxy} it has ${scored(choice, use)}${like}${top}.`);
-    if (tied.length) paragraphs.push(`Not to be told apart from it in quality, but no cheaper in memory: ${named(tied, need)}.`);
+    if (tied.length) paragraphs.push(`The evidence does not tell ${list(tied.map((m) => m.name))} apart from it in quality; ${tied.length > 1 ? "they need" : "it needs"} no less memory: ${named(tied, need)}.`);
     if (beaten.length) points.push(`Within the limits, but in a lower tier of quality: ${named(beaten, (m) => scored(choice, m))}.`);
   }
   if (out.memory.length) points.push(`Ruled out by memory: ${named(out.memory, need)}.`);
@@ -147,7 +147,15 @@ function startAnswer(data) {
     verdict.append(element("strong", told.use ?? ""), told.after);
     const points = document.createElement("ul");
     points.append(...told.points.map((text) => element("li", text)));
-    $("answer-text").replaceChildren(verdict, ...told.paragraphs.map((text) => element("p", text)), ...(told.points.length ? [points] : []));
+    $("answer-text").replaceChildren(verdict, ...(told.use ?? "").split("+").map((part) => part.split("@")[0]).filter((name) => data.about[name]?.summary).map(about), ...told.paragraphs.map((text) => element("p", text)), ...(told.points.length ? [points] : []));
+  }
+
+  // What a part of the answer is, and where its page is.
+  function about(name) {
+    const line = element("p", `${name}: ${data.about[name].summary} `), link = element("a", `More about ${name}`);
+    link.href = data.about[name].page;
+    line.append(link);
+    return line;
   }
 
   model.addEventListener("change", pickModel);
@@ -188,7 +196,7 @@ function startTables() {
     });
     const inner = table.closest(".dt-layout-table"); // the search box stays in place, the table scrolls
     for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
-    Object.entries({ tabindex: "0", role: "region", "aria-label": label }).forEach(([name, value]) => inner.setAttribute(name, value));
+    Object.entries({ tabindex: "0", role: "group", "aria-label": label }).forEach(([name, value]) => inner.setAttribute(name, value));
   }
 }
 

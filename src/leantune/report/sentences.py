@@ -103,7 +103,7 @@ def waterfall(cells: Mapping[str, Mapping[str, float]]) -> str:
     kind = max(KINDS, key=lambda kind: by_kind[kind])
     return (
         f"{most} saves the most against full, {bytes_text(saved[most])} of {bytes_text(sum(full.values()))}; "
-        f"{bytes_text(by_kind[kind])} of it are {kind}."
+        f"{bytes_text(by_kind[kind])} of it are {'optimizer states' if kind == 'optimizer' else kind}."
     )
 
 
@@ -120,7 +120,7 @@ def curves(group: Group, records: Sequence[Record]) -> str:
 
 
 def intervals(records: Sequence[Record]) -> str:
-    record = max(records, key=lambda r: _fall(r))
+    record = max(records, key=_fall)
     parts = record["memory"]["tensors"]["intervals"]
     name, first, last = record["cell"]["method"], parts[0], parts[-1]
     return (

@@ -13,7 +13,7 @@ import importlib.resources
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ import vl_convert
 from markupsafe import Markup
 
 from leantune import registry
-from leantune.claims import _figure as figure_text
 from leantune.errors import BadInput
 from leantune.groups import value
 from leantune.report import answer, charts, sentences, views
@@ -49,7 +48,7 @@ def write_report(results: Path, out: Path) -> Path:
     names = sorted(_methods(read))
     page = _environment().get_template("index.html.j2").render(
         overview=sentences.overview(read),
-        choices=answer.choices(read),
+        choices=answer.choices(read, {name: _spec(name).get("summary", "") for name in names}),
         groups=groups,
         tables=overview,
         footprint=charts.footprint(read.tables["footprint"]),
@@ -104,6 +103,7 @@ class Links:
 
 def _group_view(group: Group, read: Results) -> dict[str, Any]:
     says = next((row["says"] for row in group.of(read.tables["decisions"])), "")
+    says = f"T{says[1:]}." if says.startswith("this ") else f"{says}." if says else ""
     rows = [*group.rows, *(Row({**row, "tier": ""}) for row in group.controls)]
     return {
         "name": group.name, "slug": group.slug, "key": group.key, "metric": group.metric,
@@ -193,7 +193,6 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     found.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
-    found.filters["figure"] = figure_text
     return found
 
 
@@ -212,7 +211,8 @@ def inline(script: str) -> Markup:
 
 @cache
 def _vega() -> Markup:
-    return inline(vl_convert.javascript_bundle(vl_version=VEGA_LITE))
+    bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]  # the stub wants a snippet
+    return inline(bundle)
 
 
 @cache

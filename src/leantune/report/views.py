@@ -51,6 +51,7 @@ class Column:
     title: str
     help: str
     shown: Callable[[float], str] | None = None
+    wide: bool = False  # a text that may break into lines
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ TRAINABLE = Column(
     "trainable_parameters", "trainable", "parameters that are trained, the classifier head left out", _count
 )
 STATUS = Column("status", "status", "ok, or how the run ended: oom, timeout, diverged, unsupported, error, stale")
-COMMAND = Column("command", "command", "what repeats the row")
-WHY = Column("why", "why", "the reason for the verdict")
+COMMAND = Column("command", "command", "what repeats the row", wide=True)
+WHY = Column("why", "why", "the reason for the verdict", wide=True)
 QUALITY = Column("quality_mean", "quality", "the task's metric on its test split, the mean over seeds", _three)
 
 LEADERBOARD = (
@@ -141,10 +142,10 @@ BATCHES = (
 )  # fmt: skip
 CLAIMS = (
     METHOD,
-    Column("claim", "claim", "what the paper says"),
-    Column("published", "published", "the figure in the paper"),
+    Column("claim", "claim", "what the paper says", wide=True),
+    Column("published", "published", "the figure in the paper", wide=True),
     Column("measured", "measured", "the figure here", _plain),
-    Column("expected", "expected", "what counts as agreement"),
+    Column("expected", "expected", "what counts as agreement", wide=True),
     Column("verdict", "verdict", "supported, refuted, undecided (not the paper's setting, or too noisy) or not_run"),
     Column("setting", "setting", "paper: the paper's own; inferred: parts were not stated; scaled_down: smaller here"),
     WHY,
@@ -152,7 +153,7 @@ CLAIMS = (
 FAILURES = (
     STATUS, MODEL, TASK, METHOD, SEED,
     Column("phase", "phase", "the phase of the run in which it ended"),
-    Column("reason", "reason", "what went wrong"),
+    Column("reason", "reason", "what went wrong", wide=True),
     KEY,
 )  # fmt: skip
 CALIBRATION = (
