@@ -194,6 +194,7 @@ function startTables() {
       order: [], paging, pageLength: 25, autoWidth: false,
       layout: { topStart: { buttons: [csv] }, topEnd: "search", bottomStart: paging ? "info" : null, bottomEnd: paging ? "paging" : null },
     });
+    table.closest(".dt-container").querySelector("nav")?.setAttribute("aria-label", `Pages of ${table.caption.textContent}`);
     const inner = table.closest(".dt-layout-table"); // the search box stays in place, the table scrolls
     for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
     Object.entries({ tabindex: "0", role: "group", "aria-label": label }).forEach(([name, value]) => inner.setAttribute(name, value));

@@ -73,7 +73,7 @@ def write_figures(results: Path, out: Path) -> list[Path]:
     files = []
     for chart in found:
         spec = json.dumps(charts.themed(_fixed_width(chart.spec), "black"))
-        svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+        svg = _counted_from_0(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
         files += [out / f"{chart.id}.svg", out / f"{chart.id}.pdf"]
         write_text(files[-2], svg)
         try:
@@ -81,6 +81,13 @@ def write_figures(results: Path, out: Path) -> list[Path]:
         except OSError as error:
             raise BadInput(f"cannot write {files[-1]}: {error.strerror}; choose another folder") from error
     return files
+
+
+def _counted_from_0(svg: str) -> str:
+    """Vega numbers gradients and clips on from the chart before; a figure must not depend on that."""
+    pattern = r"\b(gradient_|clip)(\d+)\b"
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(re.findall(rf'id="{pattern}"', svg)))}
+    return re.sub(pattern, lambda found: f"{found[1]}{numbers.get(found.groups(), found[2])}", svg)
 
 
 def _fixed_width(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def _whole(number: float) -> str:
 
 
 def _plain(number: float) -> str:
-    return f"{number:.6g}"
+    return f"{number:,.0f}" if abs(number) >= 1e5 else f"{number:.4g}"
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,10 @@ BATCHES = (
 CLAIMS = (
     METHOD,
     Column("claim", "claim", "what the paper says", wide=True),
+    Column("verdict", "verdict", "supported, refuted, undecided (not the paper's setting, or too noisy) or not_run"),
     Column("published", "published", "the figure in the paper", wide=True),
     Column("measured", "measured", "the figure here", _plain),
     Column("expected", "expected", "what counts as agreement", wide=True),
-    Column("verdict", "verdict", "supported, refuted, undecided (not the paper's setting, or too noisy) or not_run"),
     Column("setting", "setting", "paper: the paper's own; inferred: parts were not stated; scaled_down: smaller here"),
     WHY,
 )  # fmt: skip
