@@ -260,7 +260,7 @@ def test_bad_input_is_one_sentence_and_exit_2(tmp_path, capsys, damage):
 def test_a_failed_cell_is_named_under_the_charts_and_in_the_table_of_failures(tmp_path):
     text = Page(built(results(tmp_path, *four()))).text
     assert "came, seed 0: oom, too big" in text
-    assert "1 runs have no usable result: 1 oom." in text
+    assert "1 run without a usable result: 1 oom." in text
 
 
 # ------------------------------------------------------------------ each sentence follows the data
@@ -321,7 +321,7 @@ def test_the_sentences_of_the_tables_count_their_rows():
     assert "sleep failed" in sentences.calibration(checks)
     assert sentences.failures([], 7) == "Every one of 7 runs ended well."
     assert sentences.footprint(rows(*FOOTPRINT)) == (
-        "2 stacks on 1 models were predicted; the largest saving is lora on bert-base: 1.80 GiB, 0.22 times that of full."
+        "Predicted: 2 rows on 1 model; the largest saving is lora on bert-base: 1.80 GiB, 0.22 times that of full."
     )
     assert sentences.batches(rows(*FOOTPRINT), 8) == (
         "Within 8 GiB the largest batch is 74, lora on bert-base; 1 of 2 do not fit with a single sequence."

@@ -17,6 +17,10 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
 
 
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'s'[: count != 1]}"
+
+
 def _counted(counts: Mapping[str, int]) -> str:
     return listed([f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))])
 
@@ -33,8 +37,8 @@ def overview(results: Results) -> str:
     models, tasks = {g.model for g in groups}, {g.task for g in groups}
     methods = {row["method"] for g in groups for row in g.rows}
     return (
-        f"{len(results.records)} records: {len(methods)} methods on {len(models)} "
-        f"model{'s'[: len(models) != 1]} and {len(tasks)} task{'s'[: len(tasks) != 1]}."
+        f"{_plural(len(results.records), 'record')}: {_plural(len(methods), 'method')} on "
+        f"{_plural(len(models), 'model')} and {_plural(len(tasks), 'task')}."
     )
 
 
@@ -146,7 +150,7 @@ def footprint(rows: Sequence[Row]) -> str:
         full = next((r for r in known if r["method"] == "full" and same_shape(r, row)), None)
         if full is not None and (row.number("peak_bytes") or 0) / (full.number("peak_bytes") or 1) < ratio:
             best, ratio = row, (row.number("peak_bytes") or 0) / (full.number("peak_bytes") or 1)
-    counted = f"{len(known)} stacks on {len({row['model'] for row in known})} models were predicted"
+    counted = f"Predicted: {len(known)} rows on {_plural(len({row['model'] for row in known}), 'model')}"
     if best is None:
         return f"{counted}; none needs less than full."
     return (
@@ -179,7 +183,7 @@ def claims(rows: Sequence[Row]) -> str:
 def failures(rows: Sequence[Row], cells: int) -> str:
     if not rows:
         return f"Every one of {cells} runs ended well." if cells else "There is no run yet."
-    return f"{len(rows)} runs have no usable result: {_counted(Counter(row['status'] for row in rows))}."
+    return f"{_plural(len(rows), 'run')} without a usable result: {_counted(Counter(row['status'] for row in rows))}."
 
 
 def calibration(rows: Sequence[Row]) -> str:
@@ -196,6 +200,6 @@ def environment(results: Results) -> str:
     dirty = sum(bool(value(r, "provenance.dirty")) for r in records)
     damaged = f" {results.damaged} more could not be read." if results.damaged else ""
     return (
-        f"{len(records)} records from {len(machines)} kind{'s'[: len(machines) != 1]} of machine and "
-        f"{len(commits)} commit{'s'[: len(commits) != 1]}, {dirty} of them with uncommitted changes.{damaged}"
+        f"{_plural(len(records), 'record')} from {_plural(len(machines), 'machine')} and {_plural(len(commits), 'commit')}, "
+        f"{dirty} of them with uncommitted changes.{damaged}"
     )
