@@ -225,7 +225,7 @@ rule report:
         mem_mb=2000,
         runtime=30,
     params:
-        results=OUT,
+        results=subpath(input.tables, ancestor=2),
     shell:
         "python -m leantune report --results {params.results} > {log} 2>&1"
 

@@ -94,7 +94,7 @@ def _front(group: Group, results: Results, what: str) -> Chart | None:
         {
             **{"method": row["method"], "x": (row.number(column) or 0) / size, "quality": row.number("quality_mean")},
             **{"low": row.number("quality_low"), "high": row.number("quality_high"), "tier": row["tier"]},
-            "front": "on the front" if row["method"] in on_front else "beaten in memory, time and quality",
+            "front": "on the front" if row["method"] in on_front else "off the front",
         }
         for row in scored
     ]
@@ -117,7 +117,7 @@ def _front(group: Group, results: Results, what: str) -> Chart | None:
     tiers = sorted({row["tier"] for row in scored}, key=lambda text: (len(text), text))
     colour = alt.Color("tier:N").title("tier").sort(tiers).scale(domain=tiers, range=_cycled(PALETTE, len(tiers)))
     shape = alt.Shape("front:N").title(None).scale(
-        domain=["on the front", "beaten in memory, time and quality"], range=["circle", "cross"]
+        domain=["on the front", "off the front"], range=["circle", "cross"]
     )  # fmt: skip
     tips = [alt.Tooltip(f"{n}:{t}", title=title) for n, t, title in (
         ("method", "N", "method"), ("quality", "Q", group.metric), ("low", "Q", "low"), ("high", "Q", "high"),
