@@ -5,7 +5,8 @@
 # make lint      style, types, workflow and plugin files
 # make docs      the documentation as a site, site/index.html
 # make benchmarks  speed against peers in the same run
-# make publish   copy the last run's records and tables into results/ and the README (CONFIG=... for another run)
+# make publish   copy the last run's records and tables into results/ and the README (CONFIG=... for another run),
+#                and write the report of results/ into results/report/
 PYTHON ?= python3
 CONFIG ?= runs/default/config.json
 BIN := .venv/bin
@@ -54,6 +55,7 @@ docs: $(READY)
 publish: $(READY)
 	$(BIN)/leantune publish --config $(CONFIG)
 	$(BIN)/leantune tables --config $(CONFIG) --readme README.md
+	$(BIN)/leantune report
 
 # Set up once, and again when the lock changes.
 $(READY): envs/lock.txt pyproject.toml

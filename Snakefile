@@ -51,6 +51,8 @@ rule all:
         config=f"{OUT}/config.json",
         footprint=FOOTPRINT if JOBS.config["footprint"] else [],
         claims=CLAIMS if JOBS.config["claims"] else [],
+        report=f"{OUT}/report/index.html",
+        figures=f"{OUT}/figures",
     log:
         f"{OUT}/logs/reproduced.txt",
     conda:
@@ -227,6 +229,52 @@ rule claims:
         hashes=JOBS.claims,
     shell:
         "python -m leantune claims --config {input.config} > {log} 2>&1"
+
+
+rule report:
+    input:
+        tables=f"{OUT}/tables/leaderboard.csv",
+        footprint=FOOTPRINT if JOBS.config["footprint"] else [],
+        claims=CLAIMS if JOBS.config["claims"] else [],
+    output:
+        f"{OUT}/report/index.html",
+    log:
+        f"{OUT}/logs/report.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        results=subpath(input.tables, ancestor=2),
+    shell:
+        "python -m leantune report --results {params.results} > {log} 2>&1"
+
+
+rule figures:
+    input:
+        page=f"{OUT}/report/index.html",
+    output:
+        report(
+            directory(f"{OUT}/figures"),
+            patterns=["{name}.svg"],
+            caption="docs/captions/figures.rst",
+            category="Figures",
+            labels={"figure": "{name}"},
+        ),
+    log:
+        f"{OUT}/logs/figures.log",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        results=subpath(input.page, ancestor=2),
+    shell:
+        "python -m leantune report --results {params.results} --figures {output} > {log} 2>&1"
 
 
 rule gate:

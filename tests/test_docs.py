@@ -76,7 +76,6 @@ def test_the_site_loads_nothing_from_the_network(site):
         assert [tag for tag in tags if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag)] == [], page.name
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
-    assert (site / "search" / "search_index.js").is_file()  # what the search reads where the site is opened from disk
 
 
 def test_the_reference_shows_the_contract_with_its_words(site):

@@ -1,4 +1,4 @@
-"""`snakemake --report`: the tables with their categories, labels and captions, without network."""
+"""`snakemake --report`: the tables and figures with their categories, labels and captions, without network."""
 
 import json
 import os
@@ -32,6 +32,9 @@ def html(tmp_path_factory):
     block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha"]}
     project.configure(block, footprint=footprint_of("alpha"), claims=True)
     shutil.copytree(ROOT / "results" / "tables", project.folder / "out" / "tables")
+    figures = project.folder / "out" / "figures"
+    figures.mkdir()
+    (figures / "chart-curves.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--report", "report.html"]
     environment = {**os.environ, "LEANTUNE_PLUGINS": str(project.plugins), "HTTP_PROXY": DEAD, "HTTPS_PROXY": DEAD}
     done = subprocess.run(words, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
@@ -47,7 +50,7 @@ def embedded(html: str, name: str) -> dict:
 
 def test_every_table_is_in_its_category_with_its_label(html):
     results = embedded(html, "results").values()
-    found = {one["labels"]["table"] for one in results}
+    found = {one["labels"]["table"] for one in results if "table" in one["labels"]}
     assert found == set(CATEGORIES)
     categories = embedded(html, "categories")
     for table, category in CATEGORIES.items():
@@ -55,15 +58,22 @@ def test_every_table_is_in_its_category_with_its_label(html):
         assert any(file.endswith(f"{table}.csv") for file in names), table
 
 
+def test_every_figure_is_among_the_figures(html):
+    (figures,) = embedded(html, "categories")["Figures"].values()
+    assert [file.rpartition("/")[2] for file in figures] == ["chart-curves.svg"]
+
+
 def test_every_table_has_its_own_caption(html):
     captions = {
-        one["labels"]["table"]: re.sub("<[^>]+>", "", one["caption"]) for one in embedded(html, "results").values()
+        next(iter(one["labels"].values())): re.sub("<[^>]+>", "", one["caption"])
+        for one in embedded(html, "results").values()
     }
     for table, caption in captions.items():
-        written = (ROOT / "docs" / "captions" / f"{table}.rst").read_text()
+        name = "figures" if table == "chart-curves" else table
+        written = (ROOT / "docs" / "captions" / f"{name}.rst").read_text()
         words = re.findall(r"\w+", written)[:8]
         assert re.findall(r"\w+", caption)[:8] == words
-    assert len(set(captions.values())) == len(CATEGORIES)
+    assert len(set(captions.values())) == len(CATEGORIES) + 1
 
 
 def test_the_introduction_is_there_and_nothing_is_fetched(html):

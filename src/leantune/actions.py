@@ -184,6 +184,16 @@ def claims(arguments: argparse.Namespace) -> None:
     print(claims.describe(claims.write(records, output, arguments.methods)))
 
 
+def report(arguments: argparse.Namespace) -> None:
+    from leantune import report
+
+    if arguments.figures:
+        files = report.write_figures(arguments.results, arguments.figures)
+        print("\n".join(map(str, files)) or f"{arguments.results} holds nothing to draw; run cells first")
+    else:
+        print(report.write_report(arguments.results, arguments.out or arguments.results / "report"))
+
+
 def gate(arguments: argparse.Namespace) -> int:
     from leantune import calibration, tables
 

@@ -133,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add_argument("--output", type=Path, help="the run's folder; default: the config's, or the one above FOLDER")
     ledger.set_defaults(action=actions.claims)
 
+    report = commands.add_parser("report", help="write the results as one static page, or its charts as PDF and SVG")
+    report.add_argument("--results", type=Path, default=Path("results"), help="a run's folder, or results (results)")
+    report.add_argument("--out", type=Path, help="where the page goes (report/ in the results)")
+    report.add_argument("--figures", type=Path, metavar="DIR", help="write only the charts, for a paper, into DIR")
+    report.set_defaults(action=actions.report)
+
     gate = commands.add_parser("gate", help="fail where a cell ended with a status that the config does not allow")
     gate.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     gate.add_argument("--output", type=Path)

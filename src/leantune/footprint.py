@@ -26,7 +26,7 @@ from leantune.text import csv_text, write_text
 
 FILE = Path("tables", "footprint.csv")  # below a run's folder, and below the published results
 KEY = ("model", "method", "kind", "batch", "seq", "dtype")
-BUDGETS_GIB = (8, 16, 24, 48, 80)  # of reserved memory, for which a block's `largest_batch` is searched
+BUDGETS_GIB = (8, 16, 24, 48, 80)  # of a card, its CUDA context included, for a block's `largest_batch`
 KINDS = ("weights", "buffers", "gradients", "optimizer", "activations", "temporaries", "inputs")
 _LARGEST = [f"largest_batch_{size}gib" for size in BUDGETS_GIB]
 COLUMNS = [
@@ -71,7 +71,7 @@ class Entry:
         supports = [{k: registry.merged_spec(p.plugin).get(k) for k in ("supports", "disabled")} for p in self.parts]
         facts = [
             registry.stack_hash(self.parts), registry.model_hash(self.model), self.model.spec["kinds"], supports,
-            self.kind, self.batch, self.length, self.dtype, self.largest_batch and BUDGETS_GIB, versions(),
+            self.kind, self.batch, self.length, self.dtype, self.largest_batch and [*BUDGETS_GIB, cards.CONTEXT_BYTES], versions(),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -144,7 +144,7 @@ def _predict(output: Path, entries: Sequence[Entry]) -> dict[str, Row]:
             words = {"head": heads[entry.kind], "dtype": entry.dtype}
             found = sweep.answer(sweep.Ask(entry.model.name, entry.method, entry.batch, entry.length, words))
             if entry.largest_batch and found["status"] == "ok":
-                budgets = [size * cards.GIB for size in BUDGETS_GIB]
+                budgets = [size * cards.GIB - cards.CONTEXT_BYTES for size in BUDGETS_GIB]
                 batches = predict.largest_batches(budgets, entry.model.name, entry.method, length=entry.length, **words)
                 found["largest_batches"] = batches
             write_json(output / entry.file, {"hash": entry.hash, "prediction": found})
