@@ -3,6 +3,7 @@
 # make oracle-test  tests against references that need older libraries, in an environment of their own
 # make smoke     tiny cells of every kind through the whole DAG
 # make lint      style, types, workflow and plugin files
+# make report-test  the report in headless Chromium; installs it where root and apt are there
 # make docs      the documentation as a site, site/index.html
 # make benchmarks  speed against peers in the same run
 # make publish   copy the last run's records and tables into results/ and the README (CONFIG=... for another run),
@@ -13,7 +14,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ORACLE := .venv-oracle/.ready
 
-.PHONY: setup bench test test-slow oracle-test smoke lint docs publish benchmarks
+.PHONY: setup bench test test-slow oracle-test report-test smoke lint docs publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -30,6 +31,15 @@ test-slow: $(READY)
 
 oracle-test: $(READY) $(ORACLE)
 	$(BIN)/python -m pytest -m oracle_env $(ARGS)
+
+report-test: $(READY)
+	@if command -v chromium >/dev/null; then :; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "report-test was not run: it needs Chromium, or root and apt to install it"; exit 0; \
+	else apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1 \
+	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; } \
+	  || { echo "report-test was not run: apt could not install chromium"; exit 0; }; fi; \
+	$(BIN)/python -m pytest -m browser tests/test_report_browser.py $(ARGS)
 
 # Speed against peers, rounds interleaved; wants an idle machine.
 benchmarks: $(READY)
