@@ -1,6 +1,7 @@
 """The supervisor of one cell. It imports no torch, starts the worker, and always writes the record.
 
-Whatever happens to the worker (an exception, a kill, a timeout), the record says in which phase and why.
+Whatever happens to the worker (an exception, a kill, a timeout), the record says in which phase and why. Asked to stop
+(SIGTERM, SIGUSR1), it lets the worker keep a checkpoint beside the record's place and ends without a record.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from leantune.errors import BadInput
 from leantune.plan import Cell
 from leantune.record import Record
 
-RETRY = 75  # EX_TEMPFAIL: the scheduler has attempts left and may give more memory or time
+RETRY = 75  # EX_TEMPFAIL: run the same command again, after a stop or with more memory or time
 
 
 def run(
@@ -39,11 +40,12 @@ def run(
     command: list[str] | None = None,
     tuning: dict[str, Any] | None = None,
 ) -> int:
-    """Run a cell and write its record to `out`. Returns the exit status: 0 with a record, or 75 without one
-    after `oom` or `timeout` while attempts are left. `limit`: bytes that the cell may be predicted to need; `tuning`:
+    """Run a cell and write its record to `out`. Returns the exit status: 0 with a record, or 75 without one when asked
+    to stop, and after `oom` or `timeout` while attempts are left. `limit`: bytes that the cell may be predicted to need; `tuning`:
     where its settings are from, for the record. Raises BadInput where nothing should be recorded."""
     _check_writable(out)
-    started = time.time()
+    started, clock = time.time(), time.monotonic()
+    kept = out.with_name(f".{out.name}.checkpoint")
     reason = registry.unsupported_reason(cell.parts, cell.model, cell.task.spec["kind"], cell.device)
     if reason is not None:
         result: dict[str, Any] = {"status": "unsupported", "reason": reason}
@@ -52,8 +54,17 @@ def run(
             cell,
             timeout_minutes,
             threads,
-            {"force": force, "limit": limit, "export": export and str(export), "draws": cell.flatness},
+            {
+                "force": force,
+                "limit": limit,
+                "export": export and str(export),
+                "draws": cell.flatness,
+                "kept": str(kept.absolute()),
+            },
         )
+    if result["status"] == "stopped":
+        print("stopped as asked; the same command goes on", file=sys.stderr)
+        return RETRY
     if result["status"] == "bad_input":
         raise BadInput(result["reason"])
     if result["status"] in ("oom", "timeout") and attempt < attempts:
@@ -64,7 +75,10 @@ def run(
         return RETRY
     finished = {**_record(cell, result, started, command or cell.command(str(out))), "tuning": tuning}
     record.write_record(out, finished)
-    print(summary(finished, time.time() - started), flush=True)  # to stdout: the DAG shows it, all else goes to the log
+    kept.unlink(missing_ok=True)
+    print(
+        summary(finished, time.monotonic() - clock), flush=True
+    )  # to stdout: the DAG shows it, all else goes to the log
     return 0
 
 
@@ -81,7 +95,13 @@ def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[
     with tempfile.TemporaryDirectory(prefix="leantune-") as scratch:
         folder = Path(scratch)
         options = {**options, "terminal": sys.stderr.isatty()}
-        job = {"cell": _resolve_arguments(cell), "threads": threads, "options": options}
+        job = {
+            "cell": _resolve_arguments(cell),
+            "threads": threads,
+            "options": options,
+            "supervisor": os.getpid(),
+            "started": time.monotonic(),
+        }
         (folder / "job.json").write_text(json.dumps(job))
         kills_before = _oom_kills()
         environment = {
@@ -93,11 +113,12 @@ def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[
             # The allocator that predictions replay; the record names it.
             "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False"),
         }
-        with (folder / "errors.txt").open("w+") as errors:
+        with (folder / "errors.txt").open("w+") as errors, _Stop() as stop:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "leantune.worker", scratch],
                 env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
+            stop.pass_on_to(worker)
             try:
                 timed_out = _follow(worker, errors, timeout_minutes * 60)
             finally:  # also when this process is asked to stop
@@ -106,8 +127,12 @@ def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[
                 worker.wait()
             result = _result(folder)
             if result is not None:
+                if result["status"] == "oom":
+                    result.setdefault("details", {"headroom_bytes": _last_phase(folder)[1]})
                 return result
-            phase = _last_phase(folder)
+            if stop.asked or worker.returncode == RETRY:
+                return {"status": "stopped"}
+            phase, headroom = _last_phase(folder)
             if timed_out:
                 return {
                     "status": "timeout",
@@ -119,12 +144,39 @@ def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[
                     "status": "oom",
                     "phase": phase,
                     "reason": "the kernel killed the worker: out of memory",
+                    "details": {"headroom_bytes": headroom},
                 }
             if worker.returncode < 0:
                 name = signal.Signals(-worker.returncode).name
                 return {"status": "error", "phase": phase, "reason": f"the worker was ended by {name}"}
             errors.seek(0)
             return {"status": "error", "phase": phase, "reason": _last_line(errors.read())}
+
+
+class _Stop:
+    """While it is open, SIGTERM and SIGUSR1 are passed on to the worker; `asked` says that one came."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._worker: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> _Stop:
+        self._former = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def pass_on_to(self, worker: subprocess.Popen[str]) -> None:
+        self._worker = worker
+        if self.asked:
+            worker.terminate()
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.asked = True
+        if self._worker is not None:
+            self._worker.terminate()
 
 
 def _follow(worker: subprocess.Popen[str], errors: Any, seconds: float) -> bool:
@@ -156,10 +208,12 @@ def _result(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def _last_phase(folder: Path) -> str:
+def _last_phase(folder: Path) -> tuple[str, int | None]:
+    """The phase that began last, and the bytes that the worker could still get when it did."""
     file = folder / "phases.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
-    return json.loads(lines[-1])["phase"] if lines else "import"
+    last = json.loads(lines[-1]) if lines else {"phase": "import", "headroom": None}
+    return last["phase"], last["headroom"]
 
 
 def _last_line(text: str) -> str:

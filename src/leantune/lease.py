@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -53,6 +54,16 @@ def machine_memory(cgroup_root: Path = Path("/sys/fs/cgroup"), proc: Path = Path
     for limit, used in _cgroup_limits(cgroup_root, proc):
         total, available = min(total, limit), min(available, limit - used)
     return Memory(total, max(available, 0))
+
+
+def headroom() -> int:
+    """Bytes that this process can still get: what the machine or its control group has available, and what is left of
+    its own address space where that is limited (`ulimit -v`)."""
+    available = machine_memory().available
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return available
+    return max(0, min(available, limit - psutil.Process().memory_info().vms))
 
 
 def _cgroup_limits(root: Path, proc: Path) -> Iterator[tuple[int, int]]:
