@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.small import batch_of, small_context, small_data, small_model, stack
 
 from leantune import checkpoint
 from leantune.checkpoint import Preempted
 from leantune.errors import BadInput
 from leantune.stack import Stack
 from leantune.train import Schedule, Training, train
-from tests.small import batch_of, small_context, small_data, small_model, stack
 
 pytestmark = pytest.mark.faults
 STEPS = 10

@@ -212,7 +212,7 @@ def _last_phase(folder: Path) -> tuple[str, int | None]:
     """The phase that began last, and the bytes that the worker could still get when it did."""
     file = folder / "phases.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
-    last = json.loads(lines[-1]) if lines else {"phase": "import", "headroom": None}
+    last: dict[str, Any] = json.loads(lines[-1]) if lines else {"phase": "import", "headroom": None}
     return last["phase"], last["headroom"]
 
 

@@ -88,7 +88,8 @@ def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _random_state() -> State:
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (the generator that libraries share)
+    state: Any = np.random.get_state()
+    kind, keys, *rest = state
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(),
@@ -104,7 +105,7 @@ def restore_random(state: State) -> None:
         torch.cuda.set_rng_state_all(saved["cuda"])
     random.setstate(saved["python"])
     kind, keys, *rest = saved["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
 
 
 # ------------------------------------------------------------------ the file

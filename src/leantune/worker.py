@@ -135,7 +135,7 @@ def run_cell(
         model = outcome.model
         trained_ids |= {id(p): p for p in model.parameters() if p.requires_grad}
         live = {id(p) for p in model.parameters()}
-        checkpoint = sum(p.numel() * p.element_size() for i, p in trained_ids.items() if i in live)
+        stored = sum(p.numel() * p.element_size() for i, p in trained_ids.items() if i in live)
         if draws:  # before a method merges what it trained
             trained |= {name for name, p in model.named_parameters() if p.requires_grad and not is_head(p)}
             with phases("flatness"):
@@ -153,7 +153,7 @@ def run_cell(
             result["quality"]["flatness"] = flat
     deployed_parameters = {id(p): p for p in deployed.parameters()}.values()
     result["size"] = {
-        "checkpoint_bytes": checkpoint,
+        "checkpoint_bytes": stored,
         "deployed_parameters": sum(p.numel() for p in deployed_parameters),
         "deployed_bytes": sum(p.numel() * p.element_size() for p in deployed_parameters),
     }
