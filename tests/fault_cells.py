@@ -46,6 +46,16 @@ def strike(fault):
     if fault.startswith("stop"):  # SIGTERM or SIGUSR1, as a scheduler sends it to the command
         os.kill(os.getppid(), getattr(signal, fault.split()[1]))
         time.sleep(0.5)
+    if fault == "tell gpu":  # which device the worker was given, and whether its lease is held
+        import fcntl
+        uuid = os.environ["CUDA_VISIBLE_DEVICES"]
+        with open(Path(os.environ["LEANTUNE_LEASES"]) / f"{uuid}.gpu") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = "free"
+            except BlockingIOError:
+                held = "held"
+        Path(os.environ["FAULT"]).write_text(f"{uuid} {held}")
     if fault == "hang":
         time.sleep(600)
     if fault == "address space":  # an rlimit, as `ulimit -v` sets it
@@ -163,12 +173,19 @@ class Cells:
         (folder / "tiny.yaml").write_text(yaml.safe_dump(spec))
 
     def words(
-        self, *, method: str = "faulty", seed: int = 0, at: str = "none", fault: str = "none", **more: Any
+        self,
+        *,
+        method: str = "faulty",
+        seed: int = 0,
+        at: str = "none",
+        fault: str = "none",
+        device: str = "cpu",
+        **more: Any,
     ) -> list[str]:
         """The command of a cell without `--out`."""
         settings = {"at": at, "fault": fault, **more} if method == "faulty" else more
         sets = [w for k, v in settings.items() for w in ("--set", f"{k if '.' in k else 'faulty.' + k}={v}")]
-        cell = ["--model", "tiny", "--task", "words", "--method", method, "--seed", str(seed), "--device", "cpu"]
+        cell = ["--model", "tiny", "--task", "words", "--method", method, "--seed", str(seed), "--device", device]
         return ["run", *cell, *sets]
 
     def start(self, words: list[str]) -> subprocess.Popen[str]:

@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_starts_the_cell_over(cells, out):
 
 def test_a_hung_cell_ends_as_timeout_with_its_phase(cells, out):
     with cells.broken():
-        done = cells.run([*cells.words(at="'step 2'", fault="hang"), "--timeout", "0.7", "--out", out])
+        done = cells.run([*cells.words(at="'step 2'", fault="hang"), "--timeout", "0.3", "--out", out])
     assert done.returncode == 0
     row = cells.record(out)
     assert (row["status"], row["phase"]) == ("timeout", "steady training")

@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from leantune import record, registry
+from leantune import gpus, record, registry
 from leantune.errors import BadInput
+from leantune.gpu_lease import Leased, gpu_lease
 from leantune.plan import Cell
 from leantune.record import Record
 
@@ -92,6 +93,22 @@ def _check_writable(out: Path) -> None:
 
 
 def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[str, Any]) -> dict[str, Any]:
+    if cell.device == "cuda" and cell.model_name != "none":
+
+        def say(message: str) -> None:
+            print(message, file=sys.stderr, flush=True)
+
+        def devices() -> list[gpus.Gpu]:  # those of the hardware that the key names
+            return [gpu for gpu in gpus.visible() if gpu.name == cell.hardware]
+
+        with gpu_lease(say, devices=devices) as leased:
+            return _run_on(cell, timeout_minutes, threads, options, leased)
+    return _run_on(cell, timeout_minutes, threads, options, None)
+
+
+def _run_on(
+    cell: Cell, timeout_minutes: float, threads: int, options: dict[str, Any], leased: Leased | None
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="leantune-") as scratch:
         folder = Path(scratch)
         options = {**options, "terminal": sys.stderr.isatty()}
@@ -113,10 +130,13 @@ def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[
             # The allocator that predictions replay; the record names it.
             "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False"),
         }
+        if leased is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = leased.gpu.uuid
         with (folder / "errors.txt").open("w+") as errors, _Stop() as stop:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "leantune.worker", scratch],
                 env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True,
+                pass_fds=() if leased is None else (leased.lock,),
             )  # fmt: skip
             stop.pass_on_to(worker)
             try:
