@@ -1,6 +1,7 @@
 # make bench     set up, then reproduce the embedded default (ARGS="--configfile config/full.yaml" for more)
 # make test      set up, then run the tests
 # make oracle-test  tests against references that need older libraries, in an environment of their own
+# make faults    put faults in on purpose and count what survives (ARGS="-n 2" on two cores)
 # make smoke     tiny cells of every kind through the whole DAG
 # make lint      style, types, workflow and plugin files
 # make benchmarks  speed against peers in the same run
@@ -11,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ORACLE := .venv-oracle/.ready
 
-.PHONY: setup bench test test-slow oracle-test smoke lint publish benchmarks
+.PHONY: setup bench test test-slow oracle-test faults smoke lint publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -28,6 +29,9 @@ test-slow: $(READY)
 
 oracle-test: $(READY) $(ORACLE)
 	$(BIN)/python -m pytest -m oracle_env $(ARGS)
+
+faults: $(READY)
+	$(BIN)/python -m tests.run_faults $(ARGS)
 
 # Speed against peers, rounds interleaved; wants an idle machine.
 benchmarks: $(READY)

@@ -63,6 +63,13 @@ def strike(fault):
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))
         Faulty.phases.mark("steady training")  # the next mark sees the limit
         held = [torch.zeros(2**24) for _ in range(40)]
+    if fault == "fill disk":  # that of the scratch folder
+        with open(Path(os.environ["TMPDIR"]) / "filler", "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
     if fault == "fill memory":
         held = [torch.ones(2**22) for _ in range(2000)]
 

@@ -38,10 +38,9 @@ def small_disk(tmp_path):
 
 
 def fill(disk: Path) -> None:
-    with pytest.raises(OSError, match="No space left"):
-        with (disk / "filler").open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+    with (disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while file.write(bytes(4096)):
+            pass
 
 
 def test_a_record_that_finds_the_disk_full_is_a_clear_error_and_leaves_no_half_of_itself(cells, small_disk):
@@ -72,14 +71,17 @@ def test_a_checkpoint_that_finds_the_disk_full_is_given_up_and_the_cell_starts_o
     assert result(cells.record(file)) == result(whole(cells))
 
 
-def test_a_full_disk_for_temporary_files_is_told_and_the_cell_can_be_run_again(cells, out, small_disk):
-    fill(small_disk)
-    words = [*cells.words(), "--out", out]
-    done = cells.run(words, TMPDIR=str(small_disk))
-    assert done.returncode == 2
-    assert "No space left" in done.said
-    assert not out.exists()
-    assert cells.run(words).returncode == 0
+def test_a_scratch_folder_that_fills_up_ends_the_cell_as_error_and_it_can_be_run_again(cells, out, small_disk):
+    words = [*cells.words(at="'step 2'", fault="'fill disk'"), "--out", out]
+    with cells.broken():
+        done = cells.run(words, TMPDIR=str(small_disk))
+    assert done.returncode == 0
+    row = cells.record(out)
+    assert (row["status"], row["quality"]) == ("error", None)
+    assert "No space left on device" in row["reason"]
+    (small_disk / "filler").unlink()
+    assert cells.run(words, TMPDIR=str(small_disk)).returncode == 0
+    assert result(cells.record(out)) == result(whole(cells))
 
 
 @pytest.mark.skipif(not ROOT, reason="takes the right to mount a disk")
@@ -145,17 +147,10 @@ def test_a_clock_that_is_set_while_a_cell_runs_changes_no_duration(cells, out, h
 # ------------------------------------------------------------------ damage
 
 
-def test_a_truncated_record_is_named_left_out_of_the_tables_and_can_be_run_again(cells):
+def test_a_truncated_record_is_named_left_out_of_the_tables_and_can_be_run_again(cells, monkeypatch):
     config = cells.configure({"methods": ["faulty"], "seeds": [0, 1]}, allowed_statuses=["ok"])
-    from leantune import plan, registry
-
-    os.environ["LEANTUNE_PLUGINS"] = cells.environment["LEANTUNE_PLUGINS"]
-    registry.discover.cache_clear()
-    try:
-        planned = plan.expand(plan.load_config(config))
-    finally:
-        del os.environ["LEANTUNE_PLUGINS"]
-        registry.discover.cache_clear()
+    monkeypatch.setenv("LEANTUNE_PLUGINS", cells.environment["LEANTUNE_PLUGINS"])
+    planned = plan.expand(plan.load_config(config))
     files = [cells.output / cell.record_path for cell in planned]
     for seed, file in enumerate(files):
         words = ["run", "--model", "tiny", "--task", "words", "--method", "faulty", "--seed", str(seed)]
@@ -208,7 +203,7 @@ def test_a_truncated_download_in_the_cache_is_fetched_again(tmp_path, monkeypatc
 
 @pytest.fixture
 def control_group():
-    """A memory group of cgroup version 1 with 60 MiB more than its first process needs; yields its folder."""
+    """A memory group of cgroup version 1 that the test sets a limit on; yields its folder."""
     group = Path("/sys/fs/cgroup/memory") / f"leantune-{os.getpid()}"
     try:
         group.mkdir()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,10 @@ def _run_on(
             "supervisor": os.getpid(),
             "started": time.monotonic(),
         }
-        (folder / "job.json").write_text(json.dumps(job))
+        try:
+            (folder / "job.json").write_text(json.dumps(job))
+        except OSError as error:
+            raise BadInput(f"cannot write into {folder}: {error.strerror}; free space or set TMPDIR") from error
         kills_before = _oom_kills()
         environment = {
             **os.environ,
@@ -132,7 +136,8 @@ def _run_on(
         }
         if leased is not None:
             environment["CUDA_VISIBLE_DEVICES"] = leased.gpu.uuid
-        with (folder / "errors.txt").open("w+") as errors, _Stop() as stop:
+        errors: deque[str] = deque(maxlen=2**16)  # characters, the last ones
+        with _Stop() as stop:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "leantune.worker", scratch],
                 env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True,
@@ -169,8 +174,7 @@ def _run_on(
             if worker.returncode < 0:
                 name = signal.Signals(-worker.returncode).name
                 return {"status": "error", "phase": phase, "reason": f"the worker was ended by {name}"}
-            errors.seek(0)
-            return {"status": "error", "phase": phase, "reason": _last_line(errors.read())}
+            return {"status": "error", "phase": phase, "reason": _last_line("".join(errors))}
 
 
 class _Stop:
@@ -199,8 +203,8 @@ class _Stop:
             self._worker.terminate()
 
 
-def _follow(worker: subprocess.Popen[str], errors: Any, seconds: float) -> bool:
-    """Pass the worker's stderr on, keep a copy, and return True where it ran out of time."""
+def _follow(worker: subprocess.Popen[str], errors: deque[str], seconds: float) -> bool:
+    """Pass the worker's stderr on, keep its end, and return True where it ran out of time."""
     import threading
 
     def copy() -> None:
@@ -209,7 +213,7 @@ def _follow(worker: subprocess.Popen[str], errors: Any, seconds: float) -> bool:
             sys.stderr.write(chunk)
             if chunk in "\r\n":
                 sys.stderr.flush()
-            errors.write(chunk)
+            errors.append(chunk)
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()
@@ -231,9 +235,11 @@ def _result(folder: Path) -> dict[str, Any] | None:
 def _last_phase(folder: Path) -> tuple[str, int | None]:
     """The phase that began last, and the bytes that the worker could still get when it did."""
     file = folder / "phases.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    last: dict[str, Any] = json.loads(lines[-1]) if lines else {"phase": "import", "headroom": None}
-    return last["phase"], last["headroom"]
+    for line in reversed(file.read_text().splitlines() if file.exists() else []):
+        with contextlib.suppress(ValueError):  # cut short, by a full disk
+            last = json.loads(line)
+            return last["phase"], last["headroom"]
+    return "import", None
 
 
 def _last_line(text: str) -> str:
