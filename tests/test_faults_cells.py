@@ -148,6 +148,7 @@ def test_a_damaged_checkpoint_starts_the_cell_over(cells, out):
 # ------------------------------------------------------------------ hung, diverged, out of memory
 
 
+@pytest.mark.slow
 def test_a_hung_cell_ends_as_timeout_with_its_phase(cells, out):
     with cells.broken():
         done = cells.run([*cells.words(at="'step 2'", fault="hang"), "--timeout", "0.3", "--out", out])
