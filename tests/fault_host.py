@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -75,6 +76,7 @@ def _end(what: Callable[[], int]) -> None:
 
 
 def _command(job: dict[str, Any]) -> int:
+    tempfile.tempdir = None  # TMPDIR may be another
     cell.subprocess = SimpleNamespace(  # type: ignore[assignment]
         Popen=ForkedWorker, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
     )

@@ -78,9 +78,8 @@ def run(
     finished = {**_record(cell, result, started, command or cell.command(str(out))), "tuning": tuning}
     record.write_record(out, finished)
     kept.unlink(missing_ok=True)
-    print(
-        summary(finished, time.monotonic() - clock), flush=True
-    )  # to stdout: the DAG shows it, all else goes to the log
+    # To stdout: the DAG shows it, all else goes to the log.
+    print(summary(finished, time.monotonic() - clock), flush=True)
     return 0
 
 

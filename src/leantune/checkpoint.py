@@ -66,7 +66,9 @@ def restore(state: State, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     wanted = {*state["trains"], *state["optimizer"], *(n for g in state["groups"] for n in g["params"])}
     same = len(state["groups"]) == len(optimizer.param_groups) and wanted <= named.keys()
     if not same or any(n not in places or places[n].shape != t.shape for n, t in tensors.items()):
-        raise BadInput("the checkpoint is of a model of another structure")
+        raise BadInput(
+            "the checkpoint is of a model of another structure; delete the .checkpoint file beside the record"
+        )
     with torch.no_grad():
         for name, tensor in tensors.items():
             places[name].copy_(tensor)
