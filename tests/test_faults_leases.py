@@ -253,19 +253,16 @@ def test_what_nvidia_smi_says_is_read(smi, monkeypatch):
         gpus.visible()
 
 
-def test_the_worker_sees_the_leased_device_alone_and_the_lease_lasts_as_long_as_it_does(tmp_path, smi):
+def test_the_worker_sees_the_leased_device_alone_and_holds_its_lease_too(tmp_path, smi):
     (tmp_path / "run").mkdir()
     cells = Cells(tmp_path / "run")
-    path = {"PATH": f"{smi.parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "0,1"}
-    try:
-        cells.environment.update(path)
-        with cells.broken():
-            words = cells.words(at="data", fault="'tell gpu'", device="cuda")
-            done = cells.run([*words, "--out", cells.output / "records" / "gpu" / "0.json"])
-            told = cells.fault.read_text()
-        assert done.returncode == 0
-        assert told == "GPU-aaaa held"
-        with (tmp_path / "run" / "leases" / "GPU-aaaa.gpu").open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        cells.close()
+    cells.environment.update({"PATH": f"{smi.parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "1,0"})
+    with cells.broken():
+        words = cells.words(at="data", fault="'tell gpu'", device="cuda")
+        started = cells.start([*words, "--out", cells.output / "records" / "gpu" / "0.json"])
+        said = started.communicate(timeout=200)
+        told = cells.fault.read_text()
+    assert started.returncode == 0, said
+    assert told == "GPU-aaaa True"  # the other one is in use
+    with (tmp_path / "run" / "leases" / "GPU-aaaa.gpu").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
