@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from leantune.cell import RETRY
 from leantune.errors import BadInput
 from leantune.plan import Cell
 from leantune.record import replacing
@@ -32,6 +34,24 @@ class Preempted(Exception):
     def __init__(self, step: int, state: State | None) -> None:
         super().__init__(f"stopped after step {step}")
         self.step, self.state = step, state
+
+
+class Stop:
+    """Handles SIGTERM and SIGUSR1: ends the worker at once before training, after the step at hand during it, and
+    lets it finish after it, since what then is left is short."""
+
+    def __init__(self) -> None:
+        self.asked = self.deferred = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._handle)
+
+    def wanted(self) -> bool:
+        return self.asked
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.asked = True
+        if not self.deferred:
+            raise SystemExit(RETRY)
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

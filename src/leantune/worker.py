@@ -22,12 +22,15 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
-if __name__ == "__main__" and sys.platform == "linux":  # here, since the imports below take seconds
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a worker does not outlive its supervisor
+if __name__ == "__main__":  # a worker does not outlive its supervisor; here, since the imports below take seconds
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != json.loads(Path(sys.argv[1], "job.json").read_text())["supervisor"]:  # it has ended before that
+        sys.exit(1)
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +40,7 @@ from leantune import cards, checkpoint, figures, lease, loading, metrics, models
 from leantune import data as datasets_
 from leantune.api import Batch, Context, Data, is_head, mark_head
 from leantune.cell import RETRY
-from leantune.checkpoint import Preempted
+from leantune.checkpoint import Preempted, Stop
 from leantune.errors import BadInput, Diverged, Unsupported
 from leantune.evaluate import Inference, mean_loss, predict_split
 from leantune.flatness import flatness
@@ -288,24 +291,6 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-class Stop:
-    """Handles SIGTERM and SIGUSR1: ends the worker at once before training, after the step at hand during it, and
-    lets it finish after it, since what then is left is short."""
-
-    def __init__(self) -> None:
-        self.asked = self.deferred = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._handle)
-
-    def wanted(self) -> bool:
-        return self.asked
-
-    def _handle(self, number: int, frame: object) -> None:
-        self.asked = True
-        if not self.deferred:
-            raise SystemExit(RETRY)
-
-
 def main() -> int:
     gc.freeze()  # what was imported stays, and need not be looked at again
     gc.enable()
@@ -313,8 +298,6 @@ def main() -> int:
     result: dict[str, Any]
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
-    if os.getppid() != job["supervisor"]:  # it ended before the worker could ask to be told
-        return RETRY
     torch.set_num_threads(job["threads"])
     phases = Phases(folder, job["started"])
     try:
