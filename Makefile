@@ -1,6 +1,7 @@
 # make bench     set up, then reproduce the embedded default (ARGS="--configfile config/full.yaml" for more)
 # make test      set up, then run the tests
 # make oracle-test  tests against references that need older libraries, in an environment of their own
+# make faults    put faults in on purpose and count what survives (ARGS="-n 2" on two cores)
 # make smoke     tiny cells of every kind through the whole DAG
 # make lint      style, types, workflow and plugin files
 # make report-test  the report in headless Chromium; installs it where root and apt are there
@@ -14,7 +15,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ORACLE := .venv-oracle/.ready
 
-.PHONY: setup bench test test-slow oracle-test report-test smoke lint docs publish benchmarks
+.PHONY: setup bench test test-slow oracle-test report-test faults smoke lint docs publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -40,6 +41,9 @@ report-test: $(READY)
 	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; } \
 	  || { echo "report-test was not run: apt could not install chromium"; exit 0; }; fi; \
 	$(BIN)/python -m pytest -m browser tests/test_report_browser.py $(ARGS)
+
+faults: $(READY)
+	$(BIN)/python -m tests.run_faults $(ARGS)
 
 # Speed against peers, rounds interleaved; wants an idle machine.
 benchmarks: $(READY)

@@ -1,6 +1,7 @@
 """The supervisor of one cell. It imports no torch, starts the worker, and always writes the record.
 
-Whatever happens to the worker (an exception, a kill, a timeout), the record says in which phase and why.
+Whatever happens to the worker (an exception, a kill, a timeout), the record says in which phase and why. Asked to stop
+(SIGTERM, SIGUSR1), it lets the worker keep a checkpoint beside the record's place and ends without a record.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-from leantune import record, registry
+from leantune import gpus, record, registry
 from leantune.errors import BadInput
+from leantune.gpu_lease import Leased, gpu_lease
 from leantune.plan import Cell
 from leantune.record import Record
 
-RETRY = 75  # EX_TEMPFAIL: the scheduler has attempts left and may give more memory or time
+RETRY = 75  # EX_TEMPFAIL: run the same command again, after a stop or with more memory or time
 
 
 def run(
@@ -39,11 +42,12 @@ def run(
     command: list[str] | None = None,
     tuning: dict[str, Any] | None = None,
 ) -> int:
-    """Run a cell and write its record to `out`. Returns the exit status: 0 with a record, or 75 without one
-    after `oom` or `timeout` while attempts are left. `limit`: bytes that the cell may be predicted to need; `tuning`:
+    """Run a cell and write its record to `out`. Returns the exit status: 0 with a record, or 75 without one when asked
+    to stop, and after `oom` or `timeout` while attempts are left. `limit`: bytes that the cell may be predicted to need; `tuning`:
     where its settings are from, for the record. Raises BadInput where nothing should be recorded."""
     _check_writable(out)
-    started = time.time()
+    started, clock = time.time(), time.monotonic()
+    kept = out.with_name(f".{out.name}.checkpoint")
     reason = registry.unsupported_reason(cell.parts, cell.model, cell.task.spec["kind"], cell.device)
     if reason is not None:
         result: dict[str, Any] = {"status": "unsupported", "reason": reason}
@@ -52,8 +56,17 @@ def run(
             cell,
             timeout_minutes,
             threads,
-            {"force": force, "limit": limit, "export": export and str(export), "draws": cell.flatness},
+            {
+                "force": force,
+                "limit": limit,
+                "export": export and str(export),
+                "draws": cell.flatness,
+                "kept": str(kept.absolute()),
+            },
         )
+    if result["status"] == "stopped":
+        print("stopped as asked; the same command goes on", file=sys.stderr)
+        return RETRY
     if result["status"] == "bad_input":
         raise BadInput(result["reason"])
     if result["status"] in ("oom", "timeout") and attempt < attempts:
@@ -64,7 +77,9 @@ def run(
         return RETRY
     finished = {**_record(cell, result, started, command or cell.command(str(out))), "tuning": tuning}
     record.write_record(out, finished)
-    print(summary(finished, time.time() - started), flush=True)  # to stdout: the DAG shows it, all else goes to the log
+    kept.unlink(missing_ok=True)
+    # To stdout: the DAG shows it, all else goes to the log.
+    print(summary(finished, time.monotonic() - clock), flush=True)
     return 0
 
 
@@ -78,11 +93,36 @@ def _check_writable(out: Path) -> None:
 
 
 def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[str, Any]) -> dict[str, Any]:
+    if cell.device == "cuda" and cell.model_name != "none":
+
+        def say(message: str) -> None:
+            print(message, file=sys.stderr, flush=True)
+
+        def devices() -> list[gpus.Gpu]:  # those of the hardware that the key names
+            return [gpu for gpu in gpus.visible() if gpu.name == cell.hardware]
+
+        with gpu_lease(say, devices=devices) as leased:
+            return _run_on(cell, timeout_minutes, threads, options, leased)
+    return _run_on(cell, timeout_minutes, threads, options, None)
+
+
+def _run_on(
+    cell: Cell, timeout_minutes: float, threads: int, options: dict[str, Any], leased: Leased | None
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="leantune-") as scratch:
         folder = Path(scratch)
         options = {**options, "terminal": sys.stderr.isatty()}
-        job = {"cell": _resolve_arguments(cell), "threads": threads, "options": options}
-        (folder / "job.json").write_text(json.dumps(job))
+        job = {
+            "cell": _resolve_arguments(cell),
+            "threads": threads,
+            "options": options,
+            "supervisor": os.getpid(),
+            "started": time.monotonic(),
+        }
+        try:
+            (folder / "job.json").write_text(json.dumps(job))
+        except OSError as error:
+            raise BadInput(f"cannot write into {folder}: {error.strerror}; free space or set TMPDIR") from error
         kills_before = _oom_kills()
         environment = {
             **os.environ,
@@ -93,11 +133,16 @@ def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[
             # The allocator that predictions replay; the record names it.
             "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False"),
         }
-        with (folder / "errors.txt").open("w+") as errors:
+        if leased is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = leased.gpu.uuid
+        errors: deque[str] = deque(maxlen=2**16)  # characters, the last ones
+        with _Stop() as stop:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "leantune.worker", scratch],
                 env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True,
+                pass_fds=() if leased is None else (leased.lock,),
             )  # fmt: skip
+            stop.pass_on_to(worker)
             try:
                 timed_out = _follow(worker, errors, timeout_minutes * 60)
             finally:  # also when this process is asked to stop
@@ -106,8 +151,12 @@ def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[
                 worker.wait()
             result = _result(folder)
             if result is not None:
+                if result["status"] == "oom":
+                    result.setdefault("details", {"headroom_bytes": _last_phase(folder)[1]})
                 return result
-            phase = _last_phase(folder)
+            if stop.asked or worker.returncode == RETRY:
+                return {"status": "stopped"}
+            phase, headroom = _last_phase(folder)
             if timed_out:
                 return {
                     "status": "timeout",
@@ -119,16 +168,42 @@ def _run_worker(cell: Cell, timeout_minutes: float, threads: int, options: dict[
                     "status": "oom",
                     "phase": phase,
                     "reason": "the kernel killed the worker: out of memory",
+                    "details": {"headroom_bytes": headroom},
                 }
             if worker.returncode < 0:
                 name = signal.Signals(-worker.returncode).name
                 return {"status": "error", "phase": phase, "reason": f"the worker was ended by {name}"}
-            errors.seek(0)
-            return {"status": "error", "phase": phase, "reason": _last_line(errors.read())}
+            return {"status": "error", "phase": phase, "reason": _last_line("".join(errors))}
 
 
-def _follow(worker: subprocess.Popen[str], errors: Any, seconds: float) -> bool:
-    """Pass the worker's stderr on, keep a copy, and return True where it ran out of time."""
+class _Stop:
+    """While it is open, SIGTERM and SIGUSR1 are passed on to the worker; `asked` says that one came."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._worker: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> _Stop:
+        self._former = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def pass_on_to(self, worker: subprocess.Popen[str]) -> None:
+        self._worker = worker
+        if self.asked:
+            worker.terminate()
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.asked = True
+        if self._worker is not None:
+            self._worker.terminate()
+
+
+def _follow(worker: subprocess.Popen[str], errors: deque[str], seconds: float) -> bool:
+    """Pass the worker's stderr on, keep its end, and return True where it ran out of time."""
     import threading
 
     def copy() -> None:
@@ -137,7 +212,7 @@ def _follow(worker: subprocess.Popen[str], errors: Any, seconds: float) -> bool:
             sys.stderr.write(chunk)
             if chunk in "\r\n":
                 sys.stderr.flush()
-            errors.write(chunk)
+            errors.append(chunk)
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()
@@ -156,10 +231,14 @@ def _result(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def _last_phase(folder: Path) -> str:
+def _last_phase(folder: Path) -> tuple[str, int | None]:
+    """The phase that began last, and the bytes that the worker could still get when it did."""
     file = folder / "phases.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return json.loads(lines[-1])["phase"] if lines else "import"
+    for line in reversed(file.read_text().splitlines() if file.exists() else []):
+        with contextlib.suppress(ValueError):  # cut short, by a full disk
+            last = json.loads(line)
+            return last["phase"], last["headroom"]
+    return "import", None
 
 
 def _last_line(text: str) -> str:

@@ -125,7 +125,8 @@ def _step_seconds(job: plan.Cell) -> float:
     with tempfile.TemporaryDirectory(prefix="leantune-") as folder:
         out = Path(folder) / "record.json"
         with contextlib.redirect_stdout(StringIO()):
-            cells.run(job, out)
+            if cells.run(job, out) == cells.RETRY:
+                raise SystemExit(cells.RETRY)
         done = record.read_record(out)
     steps = (done["time"] or {}).get("step_seconds") or []
     if done["status"] != "ok" or len(steps) <= WARM_UP:

@@ -1,7 +1,8 @@
-"""Memory leases: cells that run side by side agree on who may start, so that a laptop is never filled.
+"""Memory leases: cells that run side by side agree on who may start, so that a machine is never filled.
 
 A lease is a file that its holder keeps locked (`flock`): when the holder dies, however it dies, the kernel
-drops the lock and the lease is void. A cell starts when its need fits into what the machine has available
+drops the lock and the lease is void. The folder is shared by all runs and users of the machine: everyone may add a
+file and nobody may remove another's, as in /tmp. A cell starts when its need fits into what the machine has available
 less what the other holders have leased and not yet used (what they have used is no longer available).
 """
 
@@ -10,14 +11,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import psutil
+
+from leantune.errors import BadInput
 
 GIB = 2**30
 
@@ -53,6 +58,16 @@ def machine_memory(cgroup_root: Path = Path("/sys/fs/cgroup"), proc: Path = Path
     for limit, used in _cgroup_limits(cgroup_root, proc):
         total, available = min(total, limit), min(available, limit - used)
     return Memory(total, max(available, 0))
+
+
+def headroom() -> int:
+    """Bytes that this process can still get: what the machine or its control group has available, and what is left of
+    its own address space where that is limited (`ulimit -v`)."""
+    available = machine_memory().available
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return available
+    return max(0, min(available, limit - psutil.Process().memory_info().vms))
 
 
 def _cgroup_limits(root: Path, proc: Path) -> Iterator[tuple[int, int]]:
@@ -92,12 +107,46 @@ def _limit(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> t
 
 
 def lease_folder() -> Path:
-    """Where the leases of this machine lie: `LEANTUNE_LEASES`, else beside the cache."""
-    given = os.environ.get("LEANTUNE_LEASES")
-    cache = os.environ.get("LEANTUNE_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "leantune"
-    )
-    return Path(given) if given else Path(cache) / "leases"
+    """Where the leases of this machine lie, made for all users: `LEANTUNE_LEASES`, else one in the folder for temporary
+    files. Raises BadInput where it cannot be used."""
+    folder = Path(os.environ.get("LEANTUNE_LEASES") or os.path.join(tempfile.gettempdir(), "leantune-leases"))
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            folder.chmod(0o1777)  # whatever the umask; sticky
+    except FileExistsError:  # another process was faster, or it is no folder
+        pass
+    except OSError as error:
+        raise BadInput(f"cannot make the lease folder {folder}: {error.strerror}; set LEANTUNE_LEASES") from error
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise BadInput(f"the lease folder {folder} cannot be written by you; set LEANTUNE_LEASES to one that can")
+    return folder
+
+
+def open_shared(path: Path) -> IO[str]:
+    """A file of the shared folder to lock, made where it is not there: its maker may write it, everyone may read it.
+
+    The kernel refuses to open another user's file in a sticky folder with O_CREAT, so the two cases are apart. Raises
+    BadInput for a link, which may lead anywhere.
+    """
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            os.fchmod(handle, 0o644)
+            return os.fdopen(handle, "r+")
+        except FileExistsError:
+            pass
+        for access, mode in ((os.O_RDWR, "r+"), (os.O_RDONLY, "r")):
+            try:
+                return os.fdopen(os.open(path, access | os.O_NOFOLLOW), mode)
+            except PermissionError:
+                continue
+            except FileNotFoundError:  # removed since
+                break
+            except OSError as error:
+                raise BadInput(f"{path} cannot be opened: {error.strerror}; remove it") from error
+        else:
+            raise BadInput(f"{path} is another user's and cannot be read by you; set LEANTUNE_LEASES")
 
 
 @contextmanager
@@ -113,23 +162,22 @@ def memory_lease(
 ) -> Iterator[None]:
     """Hold `need` bytes of this machine while the body runs, waiting for other holders first.
 
-    `wait_message` is called once, with a sentence, when the lease has to wait. Raises DoesNotFit when `need`
-    is above the machine's total or above `limit` (bytes that one cell may use), or when no other lease is left and the memory still did not become
-    available within `patience_seconds` (then programs outside the suite hold it).
+    `wait_message` is called once, with a sentence, when the lease has to wait. Raises DoesNotFit when `need` is above
+    the machine's total or above `limit` (bytes that one cell may use), or when no other lease is left and the memory
+    still did not become available within `patience_seconds` (then programs outside the suite hold it).
     """
     folder = folder or lease_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     check(need, memory().total, limit)
     path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.lease"
     alone_since: float | None = None
     waited = False
     while True:
-        with open(folder / "lock", "a") as gate:
+        with open_shared(folder / "lock") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)  # one at a time looks and takes
             held = _unused_bytes(folder)
             free = memory().available - sum(held)
             if need <= free:
-                lease = path.open("w")
+                lease = open_shared(path)
                 fcntl.flock(lease, fcntl.LOCK_EX)
                 lease.write(json.dumps({"pid": os.getpid(), "need": need}))
                 lease.flush()
@@ -159,15 +207,15 @@ def _unused_bytes(folder: Path) -> list[int]:
     unused = []
     for path in sorted(folder.glob("*.lease")):
         try:
-            with path.open() as file:
+            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
                     lease = json.load(file)
-                    unused.append(max(lease["need"] - _resident_bytes(lease["pid"]), 0))
+                    unused.append(max(int(lease["need"]) - _resident_bytes(int(lease["pid"])), 0))
                 else:
                     path.unlink(missing_ok=True)
-        except FileNotFoundError:  # released since the folder was listed
+        except (OSError, ValueError, KeyError, TypeError):  # released meanwhile, another user's, or no lease at all
             continue
     return unused
 

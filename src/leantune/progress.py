@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from leantune import plan
+from leantune import lease, plan
 from leantune.meter.cuda import CudaMemory
 from leantune.meter.host import HostMemory
 from leantune.probe import Probe
@@ -23,12 +22,16 @@ from leantune.train import Watch
 
 
 class Phases:
-    """Marks the start of each phase in a file, times it, and keeps its memory high-water marks."""
+    """Marks the start of each phase in a file, times it, and keeps its memory high-water marks.
 
-    def __init__(self, folder: Path) -> None:
+    `started` is when the worker's process was, by the monotonic clock that all processes share: a clock that is set
+    while a cell runs changes no duration.
+    """
+
+    def __init__(self, folder: Path, started: float) -> None:
         self.file = (folder / "phases.jsonl").open("a", buffering=1)
         self.current = "import"
-        self.seconds = {"import": time.time() - psutil.Process().create_time()}
+        self.seconds = {"import": time.monotonic() - started}
         self.host = HostMemory()
         self.cuda = CudaMemory()
 
@@ -44,7 +47,18 @@ class Phases:
 
     def mark(self, name: str) -> None:
         self.current = name
-        self.file.write(json.dumps({"phase": name}) + "\n")
+        self.file.write(json.dumps({"phase": name, "headroom": lease.headroom()}) + "\n")
+
+    def measured(self) -> dict[str, Any]:
+        """Seconds and peaks so far, for `go_on` of a later attempt."""
+        return {"seconds": self.seconds, "host": self.host.peaks, "cuda": self.cuda.peaks}
+
+    def go_on(self, before: dict[str, Any]) -> None:
+        """Take over what an earlier attempt measured. Its seconds stand, so that a phase that was run again counts
+        once, and training counts on from them; of two peaks the higher stands."""
+        self.seconds = {**self.seconds, **before["seconds"]}
+        self.host.carry(before["host"])
+        self.cuda.carry(before["cuda"])
 
 
 class Progress(Watch):
@@ -57,16 +71,17 @@ class Progress(Watch):
         self.every = max(1, self.total // 10)
         self.bar = tqdm(total=self.total, desc=self.name, unit="step", dynamic_ncols=True) if terminal else None
         self.started = time.monotonic()
+        self.first = 0  # steps that were done before, in an attempt that this one goes on from
 
     def step(self, step: int, seconds: float, loss: float) -> None:
-        if step == 1:
+        if step == self.first + 1:
             self.phases.mark("steady training")
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            self.bar.update()
+            self.bar.update(step - self.bar.n)
         elif step % self.every == 0:
             elapsed = time.monotonic() - self.started
-            left = elapsed / step * (self.total - step)
+            left = elapsed / (step - self.first) * (self.total - step)
             print(f"{self.name}: step {step} of {self.total}, loss {loss:.3f}, {left:.0f} s left", file=sys.stderr)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -11,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from leantune import registry
 from leantune.errors import BadInput
@@ -37,23 +38,35 @@ EMPTY: Record = {
 }
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically: a temporary file beside it, synced, then renamed. Raises BadInput naming the folder."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of `path` when the body ends well: synced, then renamed.
+
+    Nothing is left of it when the body fails. Raises BadInput naming the file where it cannot be written.
+    """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
-            file.write("\n")
+        with os.fdopen(handle, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        temporary = None
     except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}; free space or choose another output folder") from error
+    finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise BadInput(f"cannot write {path}: {error.strerror}; free space or choose another output folder") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically. Raises BadInput naming the file where it cannot be written."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_record(path: Path, record: Record) -> None:

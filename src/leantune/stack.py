@@ -27,6 +27,19 @@ class Stack:
         """False for a stack that only evaluates the model (zero-shot)."""
         return all(p.plugin.spec.get("trains", True) for p in self.parts)
 
+    @property
+    def resumable(self) -> bool:
+        """Whether a run can go on from its model, optimizer and details: no plugin keeps anything else meanwhile.
+
+        A plugin with hooks inside the loop says so in its yaml (`resumable: true`); one without has nothing to keep.
+        """
+        hooks = ("penalty", "on_step", "on_progress")
+        return all(
+            part.plugin.spec.get("resumable")
+            or all(getattr(type(self.methods[part.slot]), hook) is getattr(Method, hook) for hook in hooks)
+            for part in self.parts
+        )
+
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
         """Vocabulary first, then adaptation; the optimizer slot has nothing to attach to.
 

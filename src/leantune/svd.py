@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -49,7 +50,10 @@ def cached_svd(weight: Tensor, cache: Path | None) -> SVD:
         return decompose(weight)
     file = cache / "svd" / f"{_digest(weight)}.safetensors"
     if file.is_file():
-        return SVD(**load_file(file, device=str(weight.device)))
+        try:
+            return SVD(**load_file(file, device=str(weight.device)))
+        except (SafetensorError, TypeError):  # damaged: made again below
+            pass
     svd = decompose(weight)
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(f".{os.getpid()}.tmp")

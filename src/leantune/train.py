@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from leantune import checkpoint
 from leantune.api import Batch, Context
 from leantune.errors import Diverged
 from leantune.stack import Stack
@@ -60,14 +61,15 @@ class Watch:
 
 @dataclass(frozen=True)
 class Training:
-    """What a run leaves: the trained model, seconds and loss of every step, the curve, and how many of the seconds
-    went into the method's own hooks."""
+    """What a run leaves: the trained model, seconds and loss of every step, the curve, how many of the seconds went
+    into the method's own hooks, and after which steps it was resumed."""
 
     model: nn.Module
     step_seconds: list[float]
     losses: list[float]
     curve: list[dict[str, float]]
     hook_seconds: float = 0.0
+    resumed_after: tuple[int, ...] = ()
 
 
 def train(
@@ -78,22 +80,37 @@ def train(
     ctx: Context,
     watch: Watch | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    resume: checkpoint.State | None = None,
 ) -> Training:
     """Train for `schedule.steps` optimizer steps. `evaluate` runs outside the clock, `schedule.evaluations` times.
 
-    Raises Diverged with the step where the loss is not finite.
+    `stop` is asked after every step but the last; where it says yes, Preempted is raised with the state that `resume`
+    takes, or with None where the method has changed the model's structure. `model` is the attached one, `batches`
+    start at the first, also to resume. Raises Diverged with the step where the loss is not finite.
     """
     watch = watch or Watch()
-    optimizer, scheduler = _prepare(model, stack, schedule, ctx, done=0)
+    done = resume["step"] if resume else 0
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    attached = checkpoint.shapes(model)
+    optimizer, scheduler = _prepare(model, stack, schedule, ctx, done)
+    groups = len(optimizer.param_groups)
+    if resume:
+        checkpoint.restore(resume, model, optimizer)
     watch.prepared(model, optimizer)
     check_steps = _fractions(schedule.steps, schedule.checks)
     evaluation_steps = _fractions(schedule.steps, schedule.evaluations if evaluate else 0)
-    seconds: list[float] = []
-    losses: list[float] = []
-    curve: list[dict[str, float]] = []
-    in_hooks = 0.0
+    seconds: list[float] = list(resume["seconds"]) if resume else []
+    losses: list[float] = list(resume["losses"]) if resume else []
+    curve: list[dict[str, float]] = list(resume["curve"]) if resume else []
+    in_hooks: float = resume["in_hooks"] if resume else 0.0
+    resumed_after: tuple[int, ...] = (*resume["resumed_after"], done) if resume else ()
     model.train()
-    for step in range(1, schedule.steps + 1):
+    for _ in range(done * schedule.accumulate):
+        next(batches)
+    if resume:
+        checkpoint.restore_random(resume)
+    for step in range(done + 1, schedule.steps + 1):
         micro_batches = [_to(next(batches), ctx.device) for _ in range(schedule.accumulate)]
         started = _now(ctx.device)
         total = 0.0
@@ -139,7 +156,14 @@ def train(
             value = evaluate(model)
             curve.append({"step": step, "seconds": sum(seconds), "value": value, "loss": total})
             model.train()
-    return Training(model, seconds, losses, curve, in_hooks)
+        if step < schedule.steps and stop():
+            same = checkpoint.shapes(model) == attached and len(optimizer.param_groups) == groups
+            if not (stack.resumable and same):
+                raise checkpoint.Preempted(step, None)
+            so_far = {"seconds": seconds, "losses": losses, "curve": curve, "in_hooks": in_hooks}
+            state = checkpoint.capture(model, optimizer, trained)
+            raise checkpoint.Preempted(step, {**state, **so_far, "step": step, "resumed_after": resumed_after})
+    return Training(model, seconds, losses, curve, in_hooks, resumed_after)
 
 
 def _prepare(

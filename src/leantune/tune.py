@@ -70,7 +70,8 @@ def run(cell: Cell, output: Path, timeout_minutes: float) -> record.Record:
         made = record.read_record(file)
         if made["provenance"]["hashes"] == cell.hashes:
             return made
-    cells.run(cell, file, timeout_minutes=timeout_minutes)
+    if cells.run(cell, file, timeout_minutes=timeout_minutes) == cells.RETRY:
+        raise SystemExit(cells.RETRY)
     return record.read_record(file)
 
 

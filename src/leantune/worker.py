@@ -17,24 +17,35 @@ gc.disable()  # collecting while the libraries below are imported costs one to t
 
 import contextlib
 import copy
+import ctypes
 import json
-import statistics
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
+
+if __name__ == "__main__":  # a worker does not outlive its supervisor; here, since the imports below take seconds
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != json.loads(Path(sys.argv[1], "job.json").read_text())["supervisor"]:  # it has ended before that
+        sys.exit(1)
+
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from leantune import cards, lease, loading, metrics, models, plan, predict, record, sources
+from leantune import cards, checkpoint, figures, lease, loading, metrics, models, plan, predict, record, sources
 from leantune import data as datasets_
 from leantune.api import Batch, Context, Data, is_head, mark_head
+from leantune.cell import RETRY
+from leantune.checkpoint import Preempted, Stop
 from leantune.errors import BadInput, Diverged, Unsupported
 from leantune.evaluate import Inference, mean_loss, predict_split
 from leantune.flatness import flatness
 from leantune.probe import Probe
-from leantune.progress import Intervals, Phases, interval
+from leantune.progress import Intervals, Phases
 from leantune.stack import Stack, context_cache
 from leantune.train import Schedule, Training, Watch, train
 
@@ -48,14 +59,17 @@ def run_cell(
     export: str | None,
     draws: int,
     terminal: bool,
+    kept: str,
+    stop: Stop,
 ) -> dict[str, Any]:
     """Run one cell; returns the parts of the record that the worker knows.
 
     A cell that is predicted not to fit, or to need more than `limit` bytes, is not started (status `oom`) unless
     `force` says so; `export` is a folder that gets the trained model; `draws` random changes of what was
-    trained, frozen since or not, tell how flat its minimum is (0: none); `terminal` says that a person watches.
+    trained, frozen since or not, tell how flat its minimum is (0: none); `terminal` says that a person watches;
+    `kept` is the file of the checkpoint that training starts from, where there is one, and leaves when `stop` says so.
 
-    Raises BadInput, Unsupported, Diverged or an out-of-memory error.
+    Raises BadInput, Unsupported, Diverged, Preempted or an out-of-memory error.
     """
     stack = Stack(cell.parts)
     if stack.control is not None:
@@ -89,7 +103,7 @@ def run_cell(
                     _admit(cell, predicted, limit, held)
             except lease.DoesNotFit as error:
                 refused = {"status": "oom", "phase": "wait", "reason": f"predicted: {error}"}
-                return {**refused, "memory": _predicted_only(predicted), "samples": samples}
+                return {**refused, "memory": figures.predicted_only(predicted), "samples": samples}
         with phases("load"):
             model = models.load_model(spec, kind, labels, cell.seed)
             mark_head(model, kind)
@@ -100,19 +114,31 @@ def run_cell(
             data = attached
             if training["checkpointing"]:
                 models.enable_checkpointing(model)
-        result["parameters"] = _parameters(model)
+        result["parameters"] = figures.parameter_counts(model)
         trained_ids = {id(p): p for p in model.parameters() if p.requires_grad}
         trained = {name for name, p in model.named_parameters() if p.requires_grad and not is_head(p)}
         with phases("measure"):
             tensors = probe(model) if stack.trains else probe.forward_only(model)
         watch = Intervals(cell, phases, terminal, probe)
-        with phases("training"):
-            phases.mark("first step")
-            outcome = _train(model, stack, data, cell, ctx, watch, phases)
+        file, digest = Path(kept), checkpoint.identity(cell, samples)
+        state = _kept_state(file, digest, watch, ctx, phases)
+        stop.deferred = True
+        try:
+            with phases("training"):
+                phases.mark("first step")
+                outcome = _train(model, stack, data, cell, ctx, watch, stop, state)
+        except Preempted as stopped:
+            if stopped.state is not None:
+                measured = {"details": ctx.details, "readings": watch.readings, "phases": phases.measured()}
+                if checkpoint.write(file, digest, stopped.state, measured):
+                    _say(f"asked to stop: the checkpoint after step {stopped.step} of {ctx.steps} is kept")
+            else:
+                _say(f"asked to stop: {cell.method} cannot go on from step {stopped.step}, so the cell will start over")
+            raise
         model = outcome.model
         trained_ids |= {id(p): p for p in model.parameters() if p.requires_grad}
         live = {id(p) for p in model.parameters()}
-        checkpoint = sum(p.numel() * p.element_size() for i, p in trained_ids.items() if i in live)
+        stored = sum(p.numel() * p.element_size() for i, p in trained_ids.items() if i in live)
         if draws:  # before a method merges what it trained
             trained |= {name for name, p in model.named_parameters() if p.requires_grad and not is_head(p)}
             with phases("flatness"):
@@ -130,12 +156,12 @@ def run_cell(
             result["quality"]["flatness"] = flat
     deployed_parameters = {id(p): p for p in deployed.parameters()}.values()
     result["size"] = {
-        "checkpoint_bytes": checkpoint,
+        "checkpoint_bytes": stored,
         "deployed_parameters": sum(p.numel() for p in deployed_parameters),
         "deployed_bytes": sum(p.numel() * p.element_size() for p in deployed_parameters),
     }
-    result["memory"] = _memory(cell, tensors, watch.readings, phases, predicted)
-    return {**result, "time": _time(outcome, phases), "details": ctx.details, "samples": samples}
+    result["memory"] = figures.memory_figures(cell, tensors, watch.readings, phases, predicted)
+    return {**result, "time": figures.time_figures(outcome, phases), "details": ctx.details, "samples": samples}
 
 
 def _admit(cell: plan.Cell, predicted: dict[str, Any], limit: int | None, held: contextlib.ExitStack) -> None:
@@ -147,9 +173,25 @@ def _admit(cell: plan.Cell, predicted: dict[str, Any], limit: int | None, held: 
         held.enter_context(lease.memory_lease(lease.need_bytes(predicted["peak_bytes"]), _say, limit=limit))
 
 
+def _kept_state(file: Path, digest: str, watch: Intervals, ctx: Context, phases: Phases) -> checkpoint.State | None:
+    """The state that training goes on from, with what was measured before it put where it belongs."""
+    found = checkpoint.read(file, digest)
+    if found is None:
+        return None
+    state, measured = found
+    ctx.details.clear()
+    ctx.details.update(measured["details"])
+    watch.readings.extend(measured["readings"])
+    watch.first = state["step"]
+    phases.go_on(measured["phases"])
+    _say(f"going on after step {state['step']} of {ctx.steps}")
+    return state
+
+
 def _train(
-    model: nn.Module, stack: Stack, data: Data, cell: plan.Cell, ctx: Context, watch: Watch, phases: Phases
-) -> Training:
+    model: nn.Module, stack: Stack, data: Data, cell: plan.Cell, ctx: Context, watch: Watch, stop: Stop,
+    state: checkpoint.State | None,
+) -> Training:  # fmt: skip
     assert data.collate is not None
     if not stack.trains:
         return Training(model, [], [], [])
@@ -165,7 +207,7 @@ def _train(
             current = stack.methods["vocabulary"].export(copy.deepcopy(current), ctx)
         return _score(current, data, cell, "validation")[0]
 
-    return train(model, stack, iter(batches), Schedule.from_training(training), ctx, watch, score)
+    return train(model, stack, iter(batches), Schedule.from_training(training), ctx, watch, score, stop.wanted, state)
 
 
 def _evaluation_batches(data: Data, split: str) -> Iterator[Batch]:
@@ -217,58 +259,6 @@ def _quality_entry(
     }  # fmt: skip
 
 
-def _parameters(model: nn.Module) -> dict[str, int]:
-    unique = {id(p): p for p in model.parameters()}.values()
-    return {
-        "total": sum(p.numel() for p in unique),
-        "trainable": sum(p.numel() for p in unique if p.requires_grad and not is_head(p)),
-        "head": sum(p.numel() for p in unique if is_head(p)),
-    }
-
-
-def _memory(
-    cell: plan.Cell,
-    tensors: dict[str, Any],
-    readings: list[dict[str, Any]],
-    phases: Phases,
-    predicted: dict[str, Any],
-) -> dict[str, Any]:
-    """The headline is CUDA's allocated peak on a GPU, elsewhere the exact peak with the CUDA path simulated."""
-    cuda = phases.cuda.result()
-    intervals = [{"step": 0, **interval(tensors)}, *readings]
-    ends = [r["step"] for r in intervals[1:]] + [cell.training["steps"]]
-    weighted = sum(r["peak_bytes"] * (end - r["step"]) for r, end in zip(intervals, ends, strict=True))
-    headline = max(r["peak_bytes"] for r in intervals)
-    return {
-        "peak_bytes": cuda["allocated_peak_bytes"] if cuda else headline,
-        "peak_source": "cuda" if cuda else "tensors-cpu",
-        "mean_peak_bytes": round(weighted / cell.training["steps"]),
-        "tensors": {**tensors, "intervals": intervals if readings else []},
-        "cuda": cuda, "host": phases.host.result(), "predicted": predicted,
-    }  # fmt: skip
-
-
-def _predicted_only(predicted: dict[str, Any]) -> dict[str, Any]:
-    """The memory of a cell that was not started."""
-    peak = predicted["peak_bytes"]
-    figures = {"peak_bytes": peak, "peak_source": "predicted", "mean_peak_bytes": None}
-    return {**figures, "tensors": None, "cuda": None, "host": None, "predicted": predicted}
-
-
-def _time(outcome: Training, phases: Phases) -> dict[str, Any]:
-    steady = sorted(outcome.step_seconds[2:] or outcome.step_seconds)  # two warm-up steps
-    return {
-        "step_seconds": [round(s, 5) for s in outcome.step_seconds],
-        "step_seconds_median": statistics.median(steady) if steady else None,
-        "step_seconds_p95": steady[min(len(steady) - 1, int(0.95 * len(steady)))] if steady else None,
-        "train_seconds_total": sum(outcome.step_seconds) if steady else None,
-        "hook_seconds_total": outcome.hook_seconds if steady else None,
-        "attach_seconds_cold": phases.seconds.get("attach"),
-        "phases": {k: round(v, 3) for k, v in phases.seconds.items()},
-        "vs_full": None,
-    }
-
-
 def _run_control(cell: plan.Cell, stack: Stack, folder: Path, phases: Phases) -> dict[str, Any]:
     """A control without a model: fit on the training texts, predict the test's."""
     with phases("data"):
@@ -304,13 +294,17 @@ def _say(message: str) -> None:
 def main() -> int:
     gc.freeze()  # what was imported stays, and need not be looked at again
     gc.enable()
+    stop = Stop()
     result: dict[str, Any]
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
     torch.set_num_threads(job["threads"])
-    phases = Phases(folder)
+    phases = Phases(folder, job["started"])
     try:
-        result = {"status": "ok", **run_cell(plan.resolve(**job["cell"]), folder, phases, **job["options"])}
+        cell = plan.resolve(**job["cell"])
+        result = {"status": "ok", **run_cell(cell, folder, phases, stop=stop, **job["options"])}
+    except Preempted:
+        return RETRY
     except BadInput as error:
         result = {"status": "bad_input", "reason": str(error)}
     except Unsupported as error:
@@ -320,7 +314,8 @@ def main() -> int:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        result = {"status": "oom", "reason": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
+        words = str(error).splitlines() or ["out of memory"]
+        result = {"status": "oom", "reason": f"{type(error).__name__}: {words[0][:300]}"}
     if result["status"] != "ok":
         result.setdefault("phase", phases.current)
     record.write_json(folder / "result.json", result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class CudaMemory:
         self.device = device
         self.available = torch.version.cuda is not None and torch.cuda.is_available()
         self._open: list[str] = []
-        self._peaks: dict[str, dict[str, int]] = {}
+        self.peaks: dict[str, dict[str, int]] = {}
         if self.available:
             torch.cuda.init()  # type: ignore[no-untyped-call]
             self.used_before = self._used()
@@ -56,12 +56,12 @@ class CudaMemory:
             return None
         stats = torch.cuda.memory_stats(self.device)
         peaks = {
-            f"{count}_peak_bytes": max((p[f"{count}_peak_bytes"] for p in self._peaks.values()), default=0)
+            f"{count}_peak_bytes": max((p[f"{count}_peak_bytes"] for p in self.peaks.values()), default=0)
             for count in COUNTS
         }
         return {
             **peaks,
-            "by_phase": {name: dict(counts) for name, counts in self._peaks.items()},
+            "by_phase": {name: dict(counts) for name, counts in self.peaks.items()},
             "baseline_allocated_bytes": self.baseline,
             "device_used_before_bytes": self.used_before,
             "device_used_after_bytes": self._used(),
@@ -74,11 +74,17 @@ class CudaMemory:
             },
         }
 
+    def carry(self, before: Mapping[str, Mapping[str, int]]) -> None:
+        """Count the peaks of an earlier attempt too."""
+        for name, counts in before.items():
+            mine = self.peaks.setdefault(name, {})
+            mine.update({field: max(peak, mine.get(field, 0)) for field, peak in counts.items()})
+
     def _note(self) -> None:
         torch.cuda.synchronize(self.device)
         stats = torch.cuda.memory_stats(self.device)
         for name in self._open:
-            counts = self._peaks.setdefault(name, {})
+            counts = self.peaks.setdefault(name, {})
             for count, key in COUNTS.items():
                 field = f"{count}_peak_bytes"
                 counts[field] = max(counts.get(field, 0), stats.get(key, 0))

@@ -8,7 +8,7 @@ the high-water mark (VmHWM) and resets it on request, so nothing is sampled and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class HostMemory:
     def __init__(self) -> None:
         self.supported = _reset()
         self._open: list[str] = []
-        self._peaks: dict[str, int | None] = {}
+        self.peaks: dict[str, int | None] = {}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -37,14 +37,20 @@ class HostMemory:
 
     def result(self) -> dict[str, Any]:
         """`peak_bytes` over all phases and `by_phase`."""
-        known = [peak for peak in self._peaks.values() if peak is not None]
-        return {"peak_bytes": max(known, default=None), "by_phase": dict(self._peaks)}
+        known = [peak for peak in self.peaks.values() if peak is not None]
+        return {"peak_bytes": max(known, default=None), "by_phase": dict(self.peaks)}
+
+    def carry(self, before: Mapping[str, int | None]) -> None:
+        """Count the peaks of an earlier attempt too."""
+        for name, peak in before.items():
+            both = [p for p in (peak, self.peaks.get(name)) if p is not None]
+            self.peaks[name] = max(both, default=None)
 
     def _note(self) -> None:
         mark = resident_bytes("VmHWM") if self.supported else None
         for name in self._open:
-            before = self._peaks.get(name)
-            self._peaks[name] = mark if mark is None or before is None else max(mark, before)
+            before = self.peaks.get(name)
+            self.peaks[name] = mark if mark is None or before is None else max(mark, before)
 
 
 def resident_bytes(field: str = "VmRSS") -> int | None:
