@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -92,12 +94,15 @@ def _limit(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> t
 
 
 def lease_folder() -> Path:
-    """Where the leases of this machine lie: `LEANTUNE_LEASES`, else beside the cache."""
-    given = os.environ.get("LEANTUNE_LEASES")
+    """Where those who share memory keep their leases: `LEANTUNE_LEASES`, else beside the cache, a folder for each
+    machine, as machines may share the cache. A Slurm job has memory of its own, so its leases are its own too."""
+    given, job = os.environ.get("LEANTUNE_LEASES"), os.environ.get("SLURM_JOB_ID")
+    if job and not given:
+        return Path(tempfile.gettempdir()) / f"leantune-leases-{job}"
     cache = os.environ.get("LEANTUNE_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "leantune"
     )
-    return Path(given) if given else Path(cache) / "leases"
+    return Path(given) if given else Path(cache) / "leases" / platform.node()
 
 
 @contextmanager

@@ -133,9 +133,11 @@ def resolve(
     device: str = "auto",
     overrides: Mapping[str, Any] | None = None,
     flatness: int = 0,
+    on: str | None = None,
 ) -> Cell:
     """One cell from names. `overrides`: `task.KEY` changes a split size or training setting, `METHOD.KEY` a
-    method's setting. Raises BadInput naming the word that is wrong and what is allowed."""
+    method's setting. `on`: the hardware that it will run on, where that is not this machine. Raises BadInput naming
+    the word that is wrong and what is allowed."""
     overrides = dict(overrides or {})
     task_plugin = registry.get("tasks", task)
     own = {k.removeprefix("task."): v for k, v in overrides.items() if k.startswith("task.")}
@@ -156,7 +158,7 @@ def resolve(
     device = resolve_device(device)
     return Cell(
         registry.get("models", model), task_plugin, parts, seed, trial, device, splits, training, overrides,
-        hardware(device), flatness,
+        on or hardware(device), flatness,
     )  # fmt: skip
 
 
@@ -171,7 +173,7 @@ def expand(config: Mapping[str, Any]) -> list[Cell]:
                     for seed in block.get("seeds", config["seeds"]):
                         cell = resolve(
                             model, task, method, seed, device=config["device"], overrides=mine,
-                            flatness=block.get("flatness", 0),
+                            flatness=block.get("flatness", 0), on=config["hardware"],
                         )  # fmt: skip
                         former = cells.setdefault(cell.record_path, cell)
                         if former.hashes != cell.hashes:
@@ -209,6 +211,7 @@ def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
         "output": "runs/default",
         "seeds": [0],
         "device": "auto",
+        "hardware": None,
         "allowed_statuses": ["ok", "unsupported"],
         "timeout_minutes": 60,
         "trials": 0,

@@ -131,8 +131,9 @@ def planned(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
             both = [key for key in settings if key.removeprefix(f"{method}.") in spec["search"]]
             if both:
                 raise BadInput(f"config: '{both[0]}' is set and, with `trials`, searched for; drop one of them")
+            common: dict[str, Any] = {"device": config["device"], "on": config["hardware"]}
             cells_ = [
-                plan.resolve(model, task, method, 0, trial=i, device=config["device"], overrides={**settings, **point})
+                plan.resolve(model, task, method, 0, trial=i, overrides={**settings, **point}, **common)
                 for i, point in enumerate(nearest_points(method, kind, count))
             ]
             found[_choice_file(cells_[0], method)] = cells_
