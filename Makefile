@@ -2,6 +2,9 @@
 # make test      set up, then run the tests
 # make oracle-test  tests against references that need older libraries, in an environment of their own
 # make smoke     tiny cells of every kind through the whole DAG
+# make slurm-test  a small grid on a real Slurm of one node; installs it where root and apt are there
+# make fuzz      100,000 odd inputs for everything that reads files (N=... for fewer)
+# make audit     known weaknesses of the locked packages, where the database can be reached
 # make lint      style, types, workflow and plugin files
 # make benchmarks  speed against peers in the same run
 # make publish   copy the last run's records and tables into results/ and the README (CONFIG=... for another run)
@@ -11,7 +14,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ORACLE := .venv-oracle/.ready
 
-.PHONY: setup bench test test-slow oracle-test smoke lint publish benchmarks
+.PHONY: setup bench test test-slow oracle-test slurm-test fuzz audit smoke lint publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -28,6 +31,25 @@ test-slow: $(READY)
 
 oracle-test: $(READY) $(ORACLE)
 	$(BIN)/python -m pytest -m oracle_env $(ARGS)
+
+slurm-test: $(READY)
+	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "slurm-test was not run: it needs root and apt to install Slurm"; exit 0; \
+	else apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null 2>&1 \
+	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null 2>&1; } \
+	  || { echo "slurm-test was not run: apt could not install slurm-wlm and munge"; exit 0; }; fi; \
+	$(BIN)/python -m pytest -m slurm tests/test_slurm.py -rs $(ARGS)
+
+N ?= 100000
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz.py --inputs $(N) --out runs/fuzz.json $(ARGS)
+
+audit: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@if $(BIN)/python -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=20)' 2>/dev/null; \
+	then $(BIN)/python -m pip_audit --strict --no-deps --disable-pip --requirement envs/lock.txt $(ARGS); \
+	else echo "audit was not run: pypi.org, which has the database, cannot be reached"; fi
 
 # Speed against peers, rounds interleaved; wants an idle machine.
 benchmarks: $(READY)

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from leantune import MEASUREMENT_VERSION, registry
 from leantune.errors import BadInput
+from leantune.reading import check_size, parse_yaml
 from leantune.registry import Part, Plugin
 
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -206,6 +205,7 @@ def settings_of_stack(settings: Mapping[str, Any], method: str, kind: str) -> di
 def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
     """A config with its defaults, validated. Raises BadInput naming file and key."""
     given = registry.read_yaml(source) if isinstance(source, Path) else dict(source)
+    check_size(given, "config")
     registry.validate(given, "config", source if isinstance(source, Path) else "config")
     defaults = {
         "output": "runs/default",
@@ -244,10 +244,7 @@ def parse_settings(words: list[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*", key):
             raise BadInput(f"--set '{word}' is not of the form METHOD.PARAM=VALUE or task.KEY=VALUE")
-        try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise BadInput(f"--set '{word}': the value is not valid YAML") from error
+        settings[key] = parse_yaml(value, f"--set '{word}'")
         if isinstance(settings[key], str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", settings[key]):
             settings[key] = float(settings[key])  # YAML 1.1 reads 1e-3 as a string
     return settings

@@ -1,0 +1,98 @@
+"""Read what others wrote, YAML and JSON, and check it against a schema: whatever is wrong is `BadInput`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+from referencing import Registry, Resource
+
+from leantune.errors import BadInput
+
+SCHEMAS = Path(__file__).parent / "schemas"
+_MOST_PARTS, _DEEPEST = 100_000, 50  # of a YAML file
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML mapping read with the safe loader. Raises BadInput where the file is none, or too large."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {file}: {error}") from error
+    spec = parse_yaml(text, file)
+    if not isinstance(spec, dict):
+        raise BadInput(f"{file}: expected a mapping of keys to values, found {type(spec).__name__}")
+    return spec
+
+
+def parse_yaml(text: str, where: Path | str) -> Any:
+    """The value of a YAML text, read with the safe loader. Raises BadInput saying where it is wrong."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise BadInput(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    except RecursionError as error:
+        raise BadInput(f"{where}: nested too deeply to be a LeanTune file") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a tag or date that its value does not fit
+        raise BadInput(f"{where}: not valid YAML: {str(error)[:120]}") from error
+    check_size(found, where)
+    return found
+
+
+def check_size(value: Any, where: Path | str) -> None:
+    """Raise BadInput for a value of more than 100,000 parts, nested more than 50 deep, or that holds a date: a few
+    lines of YAML can name billions by reference, or one value inside itself."""
+    parts, left = [(value, 0)], _MOST_PARTS
+    while parts:
+        part, depth = parts.pop()
+        inside = [*part, *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else ()
+        left -= 1 + len(inside)
+        if left < 0 or depth > _DEEPEST:
+            raise BadInput(
+                f"{where}: more than {_MOST_PARTS} values or {_DEEPEST} levels; no LeanTune file has as many"
+            )
+        if not isinstance(part, dict | list | str | int | float | None):
+            raise BadInput(f"{where}: a {type(part).__name__} has no meaning here; write it in quotes")
+        parts += [(one, depth + 1) for one in inside]
+
+
+@functools.cache
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    def resource(path: Path) -> Resource:
+        contents = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | json.loads(path.read_text())
+        return Resource.from_contents(contents)
+
+    registry: Registry = Registry().with_resources(
+        [(path.name, resource(path)) for path in SCHEMAS.glob("*.schema.json")]
+    )
+    return jsonschema.Draft202012Validator({"$ref": f"{schema}.schema.json"}, registry=registry)
+
+
+def validate(spec: Any, schema: str, where: Path | str) -> None:
+    """Raise BadInput naming the file, the key and what is allowed, at the first violation of the schema."""
+    error = jsonschema.exceptions.best_match(_validator(schema).iter_errors(spec))
+    if error is None:
+        return
+    key = ".".join(str(p) for p in error.absolute_path) or "(top level)"
+    message = error.message
+    if error.validator == "additionalProperties" and isinstance(error.schema, dict):
+        message += f"; allowed: {', '.join(error.schema.get('properties', {}))}"
+    raise BadInput(f"{where}: key '{key}': {message[:600]}")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises BadInput naming a damaged one; a number that is none is damage."""
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no number")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: damaged ({str(error)[:120]})") from error
