@@ -39,7 +39,7 @@ def parse_yaml(text: str, where: Path | str) -> Any:
         raise BadInput(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
     except RecursionError as error:
         raise BadInput(f"{where}: nested too deeply to be a LeanTune file") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a tag or date that its value does not fit
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # a tag that does not fit
         raise BadInput(f"{where}: not valid YAML: {str(error)[:120]}") from error
     check_size(found, where)
     return found
@@ -86,7 +86,7 @@ def validate(spec: Any, schema: str, where: Path | str) -> None:
     raise BadInput(f"{where}: key '{key}': {message[:600]}")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, what: str = "file") -> Any:
     """The content of a JSON file. Raises BadInput naming a damaged one; a number that is none is damage."""
 
     def refuse(word: str) -> None:
@@ -95,4 +95,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: damaged ({str(error)[:120]})") from error
+        raise BadInput(f"{path}: damaged {what} ({str(error)[:120]})") from error

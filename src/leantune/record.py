@@ -65,7 +65,7 @@ def write_record(path: Path, record: Record) -> None:
 def read_record(path: Path) -> Record:
     """One record. Raises BadInput naming the file where it is damaged."""
     try:
-        record = read_json(path)
+        record = read_json(path, "record")
     except BadInput as error:
         raise BadInput(f"{error}; delete it and run its cell again") from error
     validate(record, "record", path)
