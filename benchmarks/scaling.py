@@ -29,7 +29,7 @@ from sample_records import ok  # noqa: E402
 from leantune import plan  # noqa: E402
 from leantune.record import write_json  # noqa: E402
 
-SEEDS = 5
+METHODS, SEEDS = 10, 5  # of a group; the number of groups grows with the grid
 EXAMPLES = 200  # predictions in a record
 STUB = '#!/bin/sh\nfor last; do :; done\necho "{}" > "$last"\n'
 METHOD = """from leantune.api import Method
@@ -43,8 +43,8 @@ class Toy(Method):
 
 def project(folder: Path, cells: int) -> int:
     """A working folder whose config has about this many cells; returns how many."""
-    methods = [f"toy{number}" for number in range(max(2, round(math.sqrt(cells / SEEDS))))]
-    blocks = max(1, round(cells / SEEDS / len(methods)))
+    methods = [f"toy{number}" for number in range(METHODS)]
+    blocks = max(1, round(cells / SEEDS / METHODS))
     for name in methods:
         home = folder / "plugins" / "methods" / name
         home.mkdir(parents=True)

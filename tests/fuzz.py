@@ -270,11 +270,10 @@ def targets() -> dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, Path], N
     kinds = ("methods", "tasks", "models")
     plugins = [(kind, registry.get(kind, name).spec) for kind in kinds for name in list(registry.discover(kind))[:6]]
     real = [path.read_bytes() for path in sorted(ROOT.glob("results/records/**/*.json"))[:4]]
-    samples = [full_record(), *control_records(), *(json.loads(data) for data in real)]
-    short = [
-        {**one, "quality": one["quality"] and {**one["quality"], "predictions": [], "references": []}}
-        for one in samples
-    ]
+    samples = [full_record(), *control_records()]
+    for measured in map(json.loads, real):
+        measured["quality"].update(predictions=[], references=[])
+        samples.append(measured)
     texts = st.lists(st.sampled_from(WORDS) | st.text(max_size=4), max_size=6).map("".join)
     cut = st.tuples(st.sampled_from(real), st.integers(0, 3000), st.binary(max_size=6)).map(
         lambda t: t[0][: t[1]] + t[2]
@@ -290,7 +289,7 @@ def targets() -> dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, Path], N
         "words": (st.tuples(texts, st.lists(texts | texts.map("lora.lr={}".format), max_size=2)), read_words),
         "size": (texts | st.from_regex(r"-?[0-9.e+]{1,8} ?[KMGT]?i?B?"), read_size),
         "record bytes": (st.binary(max_size=20) | cut, read_record_bytes),
-        "record": (Changed(short).strategy(), read_records),
+        "record": (Changed(samples).strategy(), read_records),
         "choice": (Changed([CHOICE]).strategy() | values, read_choice),
         "comparison": (Changed([COMPARISON]).strategy() | values, read_comparison),
         "expression": (st.lists(st.sampled_from(TERMS), max_size=14).map("".join) | st.text(max_size=20), read_expression),

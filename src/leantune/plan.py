@@ -150,8 +150,7 @@ def resolve(
             )
         target[key] = value
     if own:
-        resolved = {**task_plugin.spec, "splits": splits, "training": training}
-        registry.validate(resolved, "task", f"task '{task}' with --set")
+        _check_settings(task_plugin.file, task, json.dumps([splits, training], sort_keys=True))
     for_methods = {k: v for k, v in overrides.items() if not k.startswith("task.")}
     parts = registry.parse_stack(method, task_plugin.spec["kind"], for_methods)
     device = resolve_device(device)
@@ -159,6 +158,14 @@ def resolve(
         registry.get("models", model), task_plugin, parts, seed, trial, device, splits, training, overrides,
         on or hardware(device), flatness,
     )  # fmt: skip
+
+
+@functools.cache
+def _check_settings(file: Path, task: str, settings: str) -> None:
+    """Raise BadInput for splits or training settings that a task.yaml could not have; seeds share one check."""
+    splits, training = json.loads(settings)
+    resolved = {**registry.get("tasks", task).spec, "splits": splits, "training": training}
+    registry.validate(resolved, "task", f"task '{task}' with --set")
 
 
 def expand(config: Mapping[str, Any]) -> list[Cell]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import yaml
-from referencing import Registry, Resource
+from referencing import Registry
+from referencing.jsonschema import DRAFT202012
 
 from leantune.errors import BadInput
 
@@ -62,16 +64,24 @@ def check_size(value: Any, where: Path | str) -> None:
         parts += [(one, depth + 1) for one in inside]
 
 
+def _items(validator: Any, items: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    """The keyword `items`, at once where thousands of plain numbers (a record's predictions) are what it asks for."""
+    if items == {"type": "number"} and isinstance(instance, list) and {*map(type, instance)} <= {int, float}:
+        return
+    yield from jsonschema.Draft202012Validator.VALIDATORS["items"](validator, items, instance, schema)
+
+
+_Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"items": _items})
+
+
 @functools.cache
 def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    def resource(path: Path) -> Resource:
-        contents = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | json.loads(path.read_text())
-        return Resource.from_contents(contents)
-
-    registry: Registry = Registry().with_resources(
-        [(path.name, resource(path)) for path in SCHEMAS.glob("*.schema.json")]
-    )
-    return jsonschema.Draft202012Validator({"$ref": f"{schema}.schema.json"}, registry=registry)
+    # Without a `$schema` of their own, so that what they refer to is checked by _Validator too.
+    schemas = [
+        (path.name, DRAFT202012.create_resource(json.loads(path.read_text()))) for path in SCHEMAS.glob("*.json")
+    ]
+    registry: Registry = Registry().with_resources(schemas)
+    return _Validator({"$ref": f"{schema}.schema.json"}, registry=registry)
 
 
 def validate(spec: Any, schema: str, where: Path | str) -> None:
