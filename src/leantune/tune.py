@@ -198,7 +198,7 @@ def read_choice(file: Path) -> dict[str, Any]:
         found = read_json(file)
         validate(found, "choice", file)
     except BadInput as error:
-        raise BadInput(f"{error}; make it with `leantune choose`") from error
+        raise BadInput(f"{error}: not a choice of settings; make it with `leantune choose`") from error
     return found
 
 
