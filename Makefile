@@ -3,6 +3,9 @@
 # make oracle-test  tests against references that need older libraries, in an environment of their own
 # make faults    put faults in on purpose and count what survives (ARGS="-n 2" on two cores)
 # make smoke     tiny cells of every kind through the whole DAG
+# make slurm-test  a small grid on a real Slurm of one node; installs it where root and apt are there
+# make fuzz      100,000 odd inputs for everything that reads files (N=... for fewer)
+# make audit     known weaknesses of the locked packages, where the database can be reached
 # make lint      style, types, workflow and plugin files
 # make report-test  the report in headless Chromium; installs it where root and apt are there
 # make docs      the documentation as a site, site/index.html
@@ -15,7 +18,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ORACLE := .venv-oracle/.ready
 
-.PHONY: setup bench test test-slow oracle-test report-test faults smoke lint docs publish benchmarks
+.PHONY: setup bench test test-slow oracle-test report-test slurm-test faults fuzz audit smoke lint docs publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -44,6 +47,25 @@ report-test: $(READY)
 
 faults: $(READY)
 	$(BIN)/python -m tests.run_faults $(ARGS)
+
+slurm-test: $(READY)
+	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "slurm-test was not run: it needs root and apt to install Slurm"; exit 0; \
+	else apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null 2>&1 \
+	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null 2>&1; } \
+	  || { echo "slurm-test was not run: apt could not install slurm-wlm and munge"; exit 0; }; fi; \
+	$(BIN)/python -m pytest -m slurm tests/test_slurm.py -rs $(ARGS)
+
+N ?= 100000
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz.py --inputs $(N) --out runs/fuzz.json $(ARGS)
+
+audit: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@if $(BIN)/python -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=20)' 2>/dev/null; \
+	then $(BIN)/python -m pip_audit --strict --no-deps --disable-pip --requirement envs/lock.txt $(ARGS); \
+	else echo "audit was not run: pypi.org, which has the database, cannot be reached"; fi
 
 # Speed against peers, rounds interleaved; wants an idle machine.
 benchmarks: $(READY)

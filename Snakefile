@@ -1,5 +1,6 @@
 # The DAG: a cell per (model, task, method, seed), then the tables, the gate, and what was reproduced.
-# config/ says what to run, profiles/ how. Every shell line is one `python -m leantune` command.
+# config/ says what to run, profiles/ how. Every shell line is one `python -m leantune` command, and every word in it
+# that comes from a config is quoted.
 from leantune.dag import PATTERN, TRIAL, Jobs
 from leantune.tune import CHOICE
 
@@ -58,7 +59,7 @@ rule all:
     conda:
         ENVIRONMENT
     shell:
-        "python -m leantune gate --config {input.config} --published results | tee {log}"
+        "python -m leantune gate --config {input.config:q} --published results | tee {log:q}"
 
 
 rule cell:
@@ -80,6 +81,7 @@ rule cell:
         attempt=lambda wildcards, attempt: attempt,
         attempts=1,  # a profile that sets `retries` sets this to retries + 1
         limit_mb=0,  # a profile may say what one cell may need; 0: what the machine has
+        gpu=lambda wildcards: JOBS[wildcards].gpus,
     params:
         # Hashes, not input files: a touched file or a fresh clone reruns nothing, a changed one its own cells.
         hashes=lambda wildcards: JOBS[wildcards].hashes,
@@ -87,7 +89,7 @@ rule cell:
     shell:
         "python -m leantune run {params.arguments} --timeout {resources.timeout}"
         " --attempt {resources.attempt} --attempts {resources.attempts}"
-        " --limit-mb {resources.limit_mb} --tuning {input} --out {output} > {log} 2>&1"
+        " --limit-mb {resources.limit_mb} --tuning {input:q} --out {output:q} > {log:q} 2>&1"
 
 
 use rule cell as trial with:
@@ -111,7 +113,7 @@ rule choice:
     conda:
         ENVIRONMENT
     shell:
-        "python -m leantune choose {input} --out {output} 2> {log}"
+        "python -m leantune choose {input:q} --out {output:q} 2> {log:q}"
 
 
 # Step times, with the machine to itself: it takes every core.
@@ -128,12 +130,14 @@ rule timing:
         ENVIRONMENT
     threads: workflow.resource_settings.cores or 1  # none is given for --report
     resources:
+        mem_mb=lambda words: JOBS.timing[f"{words.model}/{words.task}"].memory_mb,
+        gpu=lambda words: JOBS.timing[f"{words.model}/{words.task}"].gpus,
         runtime=240,
     params:
         hashes=lambda words: JOBS.timing[f"{words.model}/{words.task}"].hashes,
         arguments=lambda words: JOBS.timing[f"{words.model}/{words.task}"].arguments,
     shell:
-        "python -m leantune compare {params.arguments} --tuning {input} --out {output} 2> {log}"
+        "python -m leantune compare {params.arguments} --tuning {input:q} --out {output:q} 2> {log:q}"
 
 
 rule settings:
@@ -167,7 +171,7 @@ rule tables:
     conda:
         ENVIRONMENT
     shell:
-        "python -m leantune tables --config {input.config} > {log} 2>&1"
+        "python -m leantune tables --config {input.config:q} > {log:q} 2>&1"
 
 
 # A file of its own: the table must not be made again because another key of the config changed.
@@ -203,7 +207,7 @@ rule footprint:
     params:
         hashes=JOBS.footprint,
     shell:
-        "python -m leantune footprint --config {input.config} > {log} 2>&1"
+        "python -m leantune footprint --config {input.config:q} > {log:q} 2>&1"
 
 
 rule claims:
@@ -228,7 +232,7 @@ rule claims:
     params:
         hashes=JOBS.claims,
     shell:
-        "python -m leantune claims --config {input.config} > {log} 2>&1"
+        "python -m leantune claims --config {input.config:q} > {log:q} 2>&1"
 
 
 rule report:
@@ -249,7 +253,7 @@ rule report:
     params:
         results=subpath(input.tables, ancestor=2),
     shell:
-        "python -m leantune report --results {params.results} > {log} 2>&1"
+        "python -m leantune report --results {params.results:q} > {log:q} 2>&1"
 
 
 rule figures:
@@ -274,7 +278,7 @@ rule figures:
     params:
         results=subpath(input.page, ancestor=2),
     shell:
-        "python -m leantune report --results {params.results} --figures {output} > {log} 2>&1"
+        "python -m leantune report --results {params.results:q} --figures {output:q} > {log:q} 2>&1"
 
 
 rule gate:
@@ -288,4 +292,4 @@ rule gate:
     conda:
         ENVIRONMENT
     shell:
-        "python -m leantune gate --config {input.config} > {log} 2>&1"
+        "python -m leantune gate --config {input.config:q} > {log:q} 2>&1"

@@ -130,6 +130,19 @@ def test_folder_from_the_environment(tmp_path, monkeypatch):
     assert lease.lease_folder() == tmp_path / "here"
 
 
+def test_only_those_who_share_memory_share_leases(tmp_path, monkeypatch):
+    monkeypatch.delenv("LEANTUNE_LEASES", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    here = lease.lease_folder()
+    assert here.is_relative_to(tmp_path)
+    assert lease.lease_folder() == here
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    first = lease.lease_folder()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert len({here, first, lease.lease_folder()}) == 3
+
+
 # ------------------------------------------------------------------ control groups
 
 

@@ -71,6 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
 
     cell, tuning = resolved(settings), None
+    if arguments.hardware and arguments.hardware != cell.hardware:
+        raise BadInput(
+            f"the run was planned for '{arguments.hardware}', this machine is '{cell.hardware}'; correct `hardware:` in "
+            "the config, or let the scheduler choose among machines of one kind"
+        )
     if arguments.tuning:
         choices = [tune.read_choice(file) for file in arguments.tuning]
         cell = resolved({**tune.chosen_settings(cell, choices), **settings})  # what is set by hand stays

@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
                      help="random changes after training that tell how flat the minimum is (0)")  # fmt: skip
     run.add_argument("--tuning", nargs="*", type=Path, default=[], metavar="FILE",
                      help="settings chosen by `leantune choose` for parts of the stack")  # fmt: skip
+    run.add_argument("--hardware", metavar="NAME", help="refuse to run on a machine of another kind")
     run.set_defaults(action=actions.run)
 
     tune = commands.add_parser("tune", help="run a cell for each of several settings, scored on the validation split")

@@ -22,6 +22,7 @@ import psutil
 from leantune import cell as cells
 from leantune import plan, record, registry, stats, tune
 from leantune.errors import BadInput
+from leantune.reading import read_json, validate
 from leantune.text import text_table
 
 WARM_UP = 2  # steps
@@ -99,13 +100,10 @@ def read_comparisons(folder: Path) -> list[dict[str, Any]]:
     found = []
     for file in sorted(folder.rglob("*.json")):
         try:
-            found.append(json.loads(file.read_text(encoding="utf-8")))
-            if not {"model", "task", "key", "against", "ratios", "hashes"} <= set(found[-1]):
-                raise ValueError("not a comparison of step times")
-        except (OSError, ValueError, TypeError) as error:
-            raise BadInput(
-                f"{file}: damaged ({str(error)[:120]}); delete it and run `leantune compare` again"
-            ) from error
+            found.append(read_json(file))
+            validate(found[-1], "comparison", file)
+        except BadInput as error:
+            raise BadInput(f"{error}; delete it and run `leantune compare` again") from error
     return found
 
 
@@ -117,7 +115,8 @@ def vs_full(comparisons: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) ->
         same = (one["model"], one["task"], one["against"]) == (cell["model"], cell["task"], "full")
         same = same and all(one["key"][name] == key[name] for name in SAME)
         if same and one["hashes"].get(cell["method"]) == digest:
-            return 1.0 if cell["method"] == "full" else float(one["ratios"][cell["method"]]["ratio"])
+            ratio_ = one["ratios"].get(cell["method"], {}).get("ratio")
+            return 1.0 if cell["method"] == "full" else ratio_
     return None
 
 

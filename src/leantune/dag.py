@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import shlex
@@ -12,13 +13,15 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from leantune import footprint, plan, registry, tune
+from leantune import footprint, lease, plan, registry, tune
 from leantune.errors import BadInput
 from leantune.record import write_json
 
 MIB = 2**20
 PATTERN = "{key}/{model}/{task}/{method}/{seed}"  # a cell's place below records/, logs/ and benchmarks/
 TRIAL = PATTERN + "-trial{trial}"  # a trial's, below tuning/ too
+Shape = tuple[str, ...]  # what a prediction depends on, as the columns of cells.csv have it
+_SHAPE = ("model", "task", "method", "batch", "length", "dtype", "checkpointing")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Job:
 
     hashes: str  # content of the stack's, task's and model's files, and their settings
     arguments: str  # of `leantune run`, quoted for the shell
-    memory_mb: int
+    memory_mb: int  # of the host
+    gpus: int
     environment: str  # the conda environment: the suite's, or a method's own
 
 
@@ -38,13 +42,16 @@ class Jobs:
         try:
             self.config = plan.load_config(config)
             cells = plan.expand(self.config)
-            self._jobs = {_name(cell): _job(cell) for cell in cells}
+            known = _predicted(Path(self.config["output"]), Path("results"))
+            self._jobs = {_name(cell): _job(cell, self.config, known) for cell in cells}
             choices = tune.planned(self.config)
             self._trials = {file: [_name(trial) for trial in trials] for file, trials in choices.items()}
-            self._jobs |= {_name(trial): _job(trial) for trials in choices.values() for trial in trials}
+            self._jobs |= {
+                _name(trial): _job(trial, self.config, known) for trials in choices.values() for trial in trials
+            }
             self._choices = {_name(cell): tune.choice_files(cell, choices) for cell in cells} if choices else {}
             self._names = [_name(cell) for cell in cells]
-            self.timing = _timing(self.config, choices)
+            self.timing = _timing(self.config, choices, known)
             self.footprint = footprint.digest(footprint.expand(self.config))
             self.claims = _claims_digest() if self.config["claims"] else ""
         except BadInput as error:
@@ -91,9 +98,11 @@ class Timing:
     arguments: str  # of `leantune compare`, quoted for the shell
     hashes: str
     choices: list[str]  # files below the output
+    memory_mb: int  # of the host
+    gpus: int
 
 
-def _timing(config: Mapping[str, Any], choices: Collection[str]) -> dict[str, Timing]:
+def _timing(config: Mapping[str, Any], choices: Collection[str], known: Mapping[Shape, int]) -> dict[str, Timing]:
     """A config's comparisons of step times, by model/task."""
     found = {}
     for block in config["timing"]:
@@ -107,13 +116,16 @@ def _timing(config: Mapping[str, Any], choices: Collection[str]) -> dict[str, Ti
                 plan.resolve(
                     model, task, method, device=config["device"],
                     overrides=plan.settings_for(config, block, method, registry.get("tasks", task).spec["kind"]),
+                    on=config["hardware"],
                 )
                 for method in methods
             ]  # fmt: skip
             files = {file for cell in cells for file in tune.choice_files(cell, choices)}
             place = ["--model", model, "--task", task]
             hashes = " ".join(cell.hashes[name] for cell in cells for name in sorted(cell.hashes))
-            found[f"{model}/{task}"] = Timing(shlex.join([*place, *words]), hashes, sorted(files))
+            memory = max(_memory_mb(cell, known) for cell in cells)
+            arguments = shlex.join([*place, *words])
+            found[f"{model}/{task}"] = Timing(arguments, hashes, sorted(files), memory, max(map(_gpus, cells)))
     return found
 
 
@@ -121,9 +133,41 @@ def _name(cell: plan.Cell) -> str:
     return cell.record_path.partition("/")[2].removesuffix(".json")
 
 
-def _job(cell: plan.Cell) -> Job:
+def _job(cell: plan.Cell, config: Mapping[str, Any], known: Mapping[Shape, int]) -> Job:
     own = [part.plugin.folder / "env.yaml" for part in cell.parts]
     environment = next((str(file) for file in own if file.is_file()), "envs/leantune.yaml")
     words = cell.command()[2:-2]  # without `leantune run` and the place of the record
+    words += ["--hardware", config["hardware"]] if config["hardware"] else []
     hashes = " ".join(cell.hashes[name] for name in sorted(cell.hashes))
-    return Job(hashes, shlex.join(words), -(-cell.memory_estimate // MIB), environment)
+    return Job(hashes, shlex.join(words), _memory_mb(cell, known), _gpus(cell), environment)
+
+
+def _gpus(cell: plan.Cell) -> int:
+    return 1 if cell.device == "cuda" and cell.model_name != "none" else 0
+
+
+def _memory_mb(cell: plan.Cell, known: Mapping[Shape, int]) -> int:
+    """Host memory to ask a scheduler for. On the CPU it is what a cell like this one leased, where one has run: its
+    predicted peak and a margin. Else, and on a GPU, whose own memory no scheduler hands out, a coarse bound."""
+    training = cell.training
+    shape = (
+        *(cell.model_name, cell.task.name, cell.method),
+        *(str(training[name]).lower() for name in ("batch", "length", "dtype", "checkpointing")),
+    )
+    predicted = known.get(shape) if cell.device == "cpu" else None
+    return -(-(lease.need_bytes(predicted) if predicted else cell.memory_estimate) // MIB)
+
+
+def _predicted(*outputs: Path) -> dict[Shape, int]:
+    """Peaks in bytes that were predicted for the cells in the outputs' tables; of several alike the largest."""
+    found: dict[Shape, int] = {}
+    for output in outputs:
+        try:
+            with (output / "tables" / "cells.csv").open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    shape = tuple(row[name] for name in _SHAPE)
+                    if row["predicted_peak_bytes"]:
+                        found[shape] = max(int(row["predicted_peak_bytes"]), found.get(shape, 0))
+        except (OSError, ValueError, KeyError, TypeError, csv.Error):  # a table of another version is no help
+            continue
+    return found

@@ -75,14 +75,18 @@ def groups(entries: Sequence[Entry], across: Sequence[str] = ()) -> list[Group]:
                 f"--across: '{field}' is no field that groups can be merged across; known: {', '.join(MERGEABLE)}"
             )
     found: dict[tuple, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+    first: dict[tuple, tuple] = {}  # of the groups of one setting, model and task
     for late in (False, True):
         for entry in entries:
             if entry.record is None or (entry.status != "ok") != late:
                 continue
             key, cell = entry.record["key"], entry.record["cell"]
             place = (_setting(entry.record, across), cell["model"], cell["task"])
-            there = sorted(g for g in found if g[:3] == place)
-            wanted = (*place, key["samples"] or "") if not late or not there else there[0]
+            wanted = (*place, key["samples"] or "")
+            if late:
+                wanted = first.setdefault(place, wanted)
+            else:
+                first[place] = min(first.get(place, wanted), wanted)
             found[wanted][cell["method"]].append(entry)
     made = [_group(wanted[1], wanted[2], found[wanted]) for wanted in sorted(found)]
     return sorted(made, key=lambda group: (group.key, group.model, group.task))

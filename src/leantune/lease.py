@@ -108,8 +108,9 @@ def _limit(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> t
 
 def lease_folder() -> Path:
     """Where the leases of this machine lie, made for all users: `LEANTUNE_LEASES`, else one in the folder for temporary
-    files. Raises BadInput where it cannot be used."""
-    folder = Path(os.environ.get("LEANTUNE_LEASES") or os.path.join(tempfile.gettempdir(), "leantune-leases"))
+    files; a Slurm job has memory of its own, so its leases are its own too. Raises BadInput where it cannot be used."""
+    name = "-".join(["leantune-leases", *filter(None, [os.environ.get("SLURM_JOB_ID")])])
+    folder = Path(os.environ.get("LEANTUNE_LEASES") or os.path.join(tempfile.gettempdir(), name))
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True)

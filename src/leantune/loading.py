@@ -92,11 +92,11 @@ def load(folder: Path | str) -> PreTrainedModel:
     register()
     if not (Path(folder) / "config.json").is_file():
         raise BadInput(f"{folder} holds no config.json; give the folder that an export wrote")
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     names = config.architectures or []
     if len(names) != 1 or not hasattr(transformers, names[0]):
         raise BadInput(f"{folder}/config.json: key 'architectures' names no class of transformers; save it again")
-    return getattr(transformers, names[0]).from_pretrained(folder)
+    return getattr(transformers, names[0]).from_pretrained(folder, trust_remote_code=False)
 
 
 register()

@@ -43,6 +43,7 @@ _CLASSES: dict[str, Any] = {
     "masked_lm": AutoModelForMaskedLM,
 }
 _MASKED_TOKENS = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_PLAIN_FILES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # never code from beside weights
 _PROBLEM: dict[str, Any] = {"classification": "single_label_classification", "regression": "regression"}
 
 
@@ -50,7 +51,7 @@ def load_tokenizer(spec: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the right; its pad token is the end token where it has none."""
     folder = _bpe_folder(spec) if _from_scratch(spec) else _folder(spec)
     with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_PLAIN_FILES)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -69,9 +70,9 @@ def load_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0, seed: in
         if _from_scratch(spec):
             return _finished(_CLASSES[kind].from_config(_config(spec, kind, num_labels), dtype=torch.float32), kind)
         folder = _folder(spec)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, **_PLAIN_FILES)
         _set_task(config, kind, num_labels)
-        model = _CLASSES[kind].from_pretrained(folder, config=config, dtype=torch.float32, local_files_only=True)
+        model = _CLASSES[kind].from_pretrained(folder, config=config, dtype=torch.float32, **_PLAIN_FILES)
     return _finished(model, kind)
 
 
@@ -146,9 +147,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Dequantize to fp32. transformers refuses to save a model that it read from gguf, so build a plain one."""
     with _quiet(), redirect_stderr(io.StringIO()):  # a bar that no setting turns off
         read = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **_PLAIN_FILES
         )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, **_PLAIN_FILES)
         config = read.config
         del config.quantization_config
         model = type(read)(config)

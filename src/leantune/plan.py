@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from leantune import MEASUREMENT_VERSION, registry
 from leantune.errors import BadInput
+from leantune.reading import check_size, parse_yaml
 from leantune.registry import Part, Plugin
 
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -133,9 +132,11 @@ def resolve(
     device: str = "auto",
     overrides: Mapping[str, Any] | None = None,
     flatness: int = 0,
+    on: str | None = None,
 ) -> Cell:
     """One cell from names. `overrides`: `task.KEY` changes a split size or training setting, `METHOD.KEY` a
-    method's setting. Raises BadInput naming the word that is wrong and what is allowed."""
+    method's setting. `on`: the hardware that it will run on, where that is not this machine. Raises BadInput naming
+    the word that is wrong and what is allowed."""
     overrides = dict(overrides or {})
     task_plugin = registry.get("tasks", task)
     own = {k.removeprefix("task."): v for k, v in overrides.items() if k.startswith("task.")}
@@ -149,15 +150,22 @@ def resolve(
             )
         target[key] = value
     if own:
-        resolved = {**task_plugin.spec, "splits": splits, "training": training}
-        registry.validate(resolved, "task", f"task '{task}' with --set")
+        _check_settings(task_plugin.file, task, json.dumps([splits, training], sort_keys=True))
     for_methods = {k: v for k, v in overrides.items() if not k.startswith("task.")}
     parts = registry.parse_stack(method, task_plugin.spec["kind"], for_methods)
     device = resolve_device(device)
     return Cell(
         registry.get("models", model), task_plugin, parts, seed, trial, device, splits, training, overrides,
-        hardware(device), flatness,
+        on or hardware(device), flatness,
     )  # fmt: skip
+
+
+@functools.cache
+def _check_settings(file: Path, task: str, settings: str) -> None:
+    """Raise BadInput for splits or training settings that a task.yaml could not have; seeds share one check."""
+    splits, training = json.loads(settings)
+    resolved = {**registry.get("tasks", task).spec, "splits": splits, "training": training}
+    registry.validate(resolved, "task", f"task '{task}' with --set")
 
 
 def expand(config: Mapping[str, Any]) -> list[Cell]:
@@ -171,7 +179,7 @@ def expand(config: Mapping[str, Any]) -> list[Cell]:
                     for seed in block.get("seeds", config["seeds"]):
                         cell = resolve(
                             model, task, method, seed, device=config["device"], overrides=mine,
-                            flatness=block.get("flatness", 0),
+                            flatness=block.get("flatness", 0), on=config["hardware"],
                         )  # fmt: skip
                         former = cells.setdefault(cell.record_path, cell)
                         if former.hashes != cell.hashes:
@@ -204,11 +212,13 @@ def settings_of_stack(settings: Mapping[str, Any], method: str, kind: str) -> di
 def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
     """A config with its defaults, validated. Raises BadInput naming file and key."""
     given = registry.read_yaml(source) if isinstance(source, Path) else dict(source)
+    check_size(given, "config")
     registry.validate(given, "config", source if isinstance(source, Path) else "config")
     defaults = {
         "output": "runs/default",
         "seeds": [0],
         "device": "auto",
+        "hardware": None,
         "allowed_statuses": ["ok", "unsupported"],
         "timeout_minutes": 60,
         "trials": 0,
@@ -241,10 +251,7 @@ def parse_settings(words: list[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*", key):
             raise BadInput(f"--set '{word}' is not of the form METHOD.PARAM=VALUE or task.KEY=VALUE")
-        try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise BadInput(f"--set '{word}': the value is not valid YAML") from error
+        settings[key] = parse_yaml(value, f"--set '{word}'")
         if isinstance(settings[key], str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", settings[key]):
             settings[key] = float(settings[key])  # YAML 1.1 reads 1e-3 as a string
     return settings

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from leantune import registry
 from leantune.errors import BadInput
+from leantune.reading import read_json, validate
 
 Record = dict[str, Any]
 STATUSES = ("ok", "oom", "timeout", "diverged", "unsupported", "error")
@@ -71,17 +71,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_record(path: Path, record: Record) -> None:
     """Validate against schemas/record.schema.json, then write atomically. Raises BadInput where it does not fit."""
-    registry.validate(record, "record", f"record for {path}")
+    validate(record, "record", f"record for {path}")
     write_json(path, record)
 
 
 def read_record(path: Path) -> Record:
     """One record. Raises BadInput naming the file where it is damaged."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: damaged record ({str(error)[:120]}); delete it and run its cell again") from error
-    registry.validate(record, "record", path)
+        record = read_json(path, "record")
+    except BadInput as error:
+        raise BadInput(f"{error}; delete it and run its cell again") from error
+    validate(record, "record", path)
     return record
 
 

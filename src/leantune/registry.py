@@ -20,17 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jsonschema
-import yaml
-from referencing import Registry, Resource
-
 from leantune.errors import BadInput
+from leantune.reading import read_yaml, validate
 
 if TYPE_CHECKING:
     from leantune.api import Method
 
 SLOTS = ("vocabulary", "adaptation", "optimizer", "control")
-SCHEMAS = Path(__file__).parent / "schemas"
 _PACKAGE = "leantune_plugins"
 
 
@@ -128,47 +124,6 @@ def get(kind: str, name: str) -> Plugin:
     if name not in known:
         raise BadInput(f"unknown {kind[:-1]} '{name}'; known: {', '.join(sorted(known))}")
     return _load(kind, known[name])
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """A YAML mapping read with the safe loader."""
-    try:
-        spec = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read {file}: {error}") from error
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        raise BadInput(f"{file}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    except RecursionError as error:
-        raise BadInput(f"{file}: nested too deeply to be a LeanTune file") from error
-    if not isinstance(spec, dict):
-        raise BadInput(f"{file}: expected a mapping of keys to values, found {type(spec).__name__}")
-    return spec
-
-
-@functools.cache
-def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    def resource(path: Path) -> Resource:
-        contents = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | json.loads(path.read_text())
-        return Resource.from_contents(contents)
-
-    registry: Registry = Registry().with_resources(
-        [(path.name, resource(path)) for path in SCHEMAS.glob("*.schema.json")]
-    )
-    return jsonschema.Draft202012Validator({"$ref": f"{schema}.schema.json"}, registry=registry)
-
-
-def validate(spec: Any, schema: str, where: Path | str) -> None:
-    """Raise BadInput naming the file, the key and what is allowed, at the first violation of the schema."""
-    error = jsonschema.exceptions.best_match(_validator(schema).iter_errors(spec))
-    if error is None:
-        return
-    key = ".".join(str(p) for p in error.absolute_path) or "(top level)"
-    message = error.message
-    if error.validator == "additionalProperties" and isinstance(error.schema, dict):
-        message += f"; allowed: {', '.join(error.schema.get('properties', {}))}"
-    raise BadInput(f"{where}: key '{key}': {message[:600]}")
 
 
 # ------------------------------------------------------------------ stacks

@@ -216,9 +216,9 @@ def _board(group: Group) -> Board:
         if method in stand.scores:
             row["tier_from"] = "seeds" if len(stand.scores[method]) > 1 else "examples"
             row["noise_floor"] = stand.noise[0]
-        source = row.get("peak_source")
-        if source and source == full.get("peak_source") and "/" not in source:
-            row["peak_vs_full"] = row["peak_memory_bytes"] / full["peak_memory_bytes"]
+        source, peak, of_full = row.get("peak_source"), row.get("peak_memory_bytes"), full.get("peak_memory_bytes")
+        if source and source == full.get("peak_source") and "/" not in source and peak and of_full:
+            row["peak_vs_full"] = peak / of_full
         if not group.one_machine:
             row.update(dict.fromkeys(TIMES))
         rows.append(row)

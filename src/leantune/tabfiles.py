@@ -14,7 +14,10 @@ def read_tab(path: Path, columns: Mapping[str, str]) -> dict[str, list[str]]:
     Fields are taken literally, since dialogue holds single quote marks; only a field that is quoted as a whole
     loses its quotes.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path.name} is not text in UTF-8 ({error.reason}); fetch it again") from error
     header = lines[0].rstrip("\r").split("\t")
     for name in columns.values():
         if name not in header:

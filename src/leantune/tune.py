@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from leantune import cell as cells
 from leantune import plan, record, registry
 from leantune.errors import BadInput
 from leantune.plan import Cell
+from leantune.reading import read_json, validate
 
 CHOICE = "tuning/{key}/{model}/{task}/{method}/chosen.json"  # which trial was chosen, below the output
 Grid = Mapping[str, list[Any]]  # METHOD.PARAM to the values to try
@@ -132,8 +132,9 @@ def planned(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
             both = [key for key in settings if key.removeprefix(f"{method}.") in spec["search"]]
             if both:
                 raise BadInput(f"config: '{both[0]}' is set and, with `trials`, searched for; drop one of them")
+            common: dict[str, Any] = {"device": config["device"], "on": config["hardware"]}
             cells_ = [
-                plan.resolve(model, task, method, 0, trial=i, device=config["device"], overrides={**settings, **point})
+                plan.resolve(model, task, method, 0, trial=i, overrides={**settings, **point}, **common)
                 for i, point in enumerate(nearest_points(method, kind, count))
             ]
             found[_choice_file(cells_[0], method)] = cells_
@@ -195,12 +196,10 @@ def choice(records: Sequence[record.Record]) -> dict[str, Any]:
 def read_choice(file: Path) -> dict[str, Any]:
     """What `choice` wrote. Raises BadInput naming a file that is something else."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        found["settings"], found["method"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(
-            f"{file}: not a choice of settings ({str(error)[:120]}); make it with `leantune choose`"
-        ) from error
+        found = read_json(file)
+        validate(found, "choice", file)
+    except BadInput as error:
+        raise BadInput(f"{error}: not a choice of settings; make it with `leantune choose`") from error
     return found
 
 
@@ -211,7 +210,7 @@ def chosen_settings(cell: Cell, choices: Iterable[Mapping[str, Any]]) -> dict[st
         key: value
         for one in choices
         for key, value in one["settings"].items()
-        if key.partition(".")[2] not in points[key.partition(".")[0]]
+        if key.partition(".")[2] not in points.get(key.partition(".")[0], {})
     }
 
 
