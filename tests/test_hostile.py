@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import BertConfig
+from snakemake.exceptions import WorkflowError
+from transformers import BertConfig, BertForSequenceClassification
 
 from leantune import models, registry
+from leantune.dag import Jobs
+from leantune.errors import BadInput
 from leantune.record import read_record
 
 ROOT = registry.roots()[0]
@@ -32,6 +35,7 @@ WORDS = [
     "$PATH ${HOME} ~ * ? !",
     "%s %(x)s",
 ]
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 16}
 METHOD = """from leantune.api import Method
 
 
@@ -98,14 +102,7 @@ def test_no_name_in_a_config_is_run(kind: str, word: str, tmp_path: Path) -> Non
 
 def model_folder(folder: Path, **more: object) -> dict:
     """A model's files without weights, and its spec."""
-    sizes = {
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "intermediate_size": 8,
-        "vocab_size": 16,
-    }
-    BertConfig(**sizes).save_pretrained(folder)
+    BertConfig(**SIZES).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **more}))
     kinds = ["classification"]
@@ -129,11 +126,65 @@ def test_a_pickle_beside_a_model_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
-def test_code_beside_a_model_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+EVIL = """import pathlib
+from transformers import BertConfig, BertForSequenceClassification
+
+pathlib.Path({mark!r}).touch()
+
+
+class EvilConfig(BertConfig):
+    model_type = "evil"
+
+
+class EvilModel(BertForSequenceClassification):
+    config_class = EvilConfig
+"""
+
+
+@pytest.fixture
+def with_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """A model with weights whose class lies beside them; that code leaves a mark."""
     auto = {"AutoConfig": "evil.EvilConfig", "AutoModelForSequenceClassification": "evil.EvilModel"}
     spec = model_folder(tmp_path, auto_map=auto, model_type="evil")
-    (tmp_path / "evil.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'pwned')!r}).touch()\n")
+    BertForSequenceClassification(BertConfig(**SIZES)).save_pretrained(tmp_path / "weights")
+    (tmp_path / "weights" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    (tmp_path / "evil.py").write_text(EVIL.format(mark=str(tmp_path / "pwned")))
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # the library asks; nobody may answer for the user
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.delenv(models.TRUSTED, raising=False)
+    return spec
+
+
+def test_code_beside_a_model_is_not_run(with_code: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(models.TRUSTED, "evil")  # the command says so, the model's file does not
     with pytest.raises(Exception, match=r"trust_remote_code"):
-        models.load_model(spec, "classification", 2)
+        models.load_model(with_code, "classification", 2)
+    monkeypatch.setenv(models.TRUSTED, "another")
+    with pytest.raises(BadInput, match="allow it with --trust-remote-code evil"):
+        models.load_model({**with_code, "trust_remote_code": True}, "classification", 2)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_code_beside_a_model_is_run_where_its_file_and_the_command_say_so(
+    with_code: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(models.TRUSTED, "evil")
+    spec = {**with_code, "trust_remote_code": True, "architecture": {"model_type": "evil"}}
+    loaded = models.load_model(spec, "classification", 2)
+    assert type(loaded).__name__ == "EvilModel"
+    assert (tmp_path / "pwned").exists()
+    empty = models.empty_model(spec, "classification", 2)
+    assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in loaded.named_parameters()}
+
+
+def test_a_config_with_such_a_model_must_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "plugins" / "models"
+    home.mkdir(parents=True)
+    spec = registry.get("models", "minilm-l6").spec
+    (home / "evil.yaml").write_text(yaml.safe_dump({**spec, "name": "evil", "trust_remote_code": True}))
+    monkeypatch.setenv("LEANTUNE_PLUGINS", str(tmp_path / "plugins"))
+    config = {"cells": [{"models": ["evil"], "tasks": ["sentiment"], "methods": ["full"]}]}
+    with pytest.raises(WorkflowError, match="snakemake --config trust_remote_code=evil"):
+        Jobs(config)
+    jobs = Jobs({**config, "trust_remote_code": "evil"})
+    assert "--trust-remote-code evil" in next(iter(jobs._jobs.values())).arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ EXAMPLES = """examples:
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand. Returns the exit status."""
     arguments = _parser().parse_args(argv)
+    if trusted := getattr(arguments, "trust_remote_code", None):
+        os.environ["LEANTUNE_TRUST_REMOTE_CODE"] = ",".join(trusted)  # for the worker too
     try:
         return int(arguments.action(arguments) or 0)
     except (BadInput, Unsupported) as error:
@@ -96,8 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                          help="METHOD.PARAM=VALUE or task.steps=VALUE")  # fmt: skip
+    _trust_flag(parser)
     compare.add_argument("--tuning", nargs="*", type=Path, default=[], metavar="FILE")
     compare.add_argument("--out", type=Path, metavar="FILE", help="also write what was measured here, as JSON")
+    _trust_flag(compare)
     compare.set_defaults(action=actions.compare)
 
     predict = commands.add_parser("predict", help="peak memory of a method on a model, with no GPU and no weights")
@@ -111,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--set", action="append", default=[], metavar="METHOD.PARAM=VALUE", dest="settings")
     predict.add_argument("--under", metavar="SIZE", help="8GiB or a card (T4, L4, A100-80, ...): what fits into it")
     predict.add_argument("--json", action="store_true", help="print one JSON object, or a list of them")
+    _trust_flag(predict)
     predict.set_defaults(action=actions.predict)
 
     tables = commands.add_parser("tables", help="build the CSV tables and the README leaderboard from records")
@@ -205,6 +211,11 @@ def _list_flag(parser: argparse.ArgumentParser, flag: str, what: Callable[[str],
 
     values.__name__ = f"list of {what.__name__}"  # argparse's word where a value is wrong
     parser.add_argument(flag, type=values, action="extend", default=[], **more)
+
+
+def _trust_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust-remote-code", action="append", default=[], metavar="MODEL",
+                        help="run the code beside the weights of this model, whose file must ask for it too")  # fmt: skip
 
 
 def _cell_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import csv
 import itertools
 import json
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Jobs:
         try:
             self.config = plan.load_config(config)
             cells = plan.expand(self.config)
+            _check_trust(cells, self.config.get("trust_remote_code", []))
             known = _predicted(Path(self.config["output"]), Path("results"))
             self._jobs = {_name(cell): _job(cell, self.config, known) for cell in cells}
             choices = tune.planned(self.config)
@@ -85,6 +86,17 @@ class Jobs:
         write_json(Path(file), self.config)
 
 
+def _check_trust(cells: Sequence[plan.Cell], named: str | Sequence[str]) -> None:
+    """Raises BadInput for a model that runs code of its own and is not named."""
+    allowed = {named} if isinstance(named, str) else {*named}
+    asking = {cell.model.name for cell in cells if cell.model.spec.get("trust_remote_code")} - allowed
+    if asking:
+        raise BadInput(
+            f"model '{min(asking)}' runs code that lies beside its weights; read that code, then allow it: "
+            f"snakemake --config trust_remote_code={min(asking)}"
+        )
+
+
 def _claims_digest() -> str:
     from leantune import claims  # here, since it imports scipy, which takes longer than the cells of most configs
 
@@ -122,6 +134,7 @@ def _timing(config: Mapping[str, Any], choices: Collection[str], known: Mapping[
             ]  # fmt: skip
             files = {file for cell in cells for file in tune.choice_files(cell, choices)}
             place = ["--model", model, "--task", task]
+            place += ["--trust-remote-code", model] if cells[0].model.spec.get("trust_remote_code") else []
             hashes = " ".join(cell.hashes[name] for cell in cells for name in sorted(cell.hashes))
             memory = max(_memory_mb(cell, known) for cell in cells)
             arguments = shlex.join([*place, *words])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -43,7 +44,7 @@ _CLASSES: dict[str, Any] = {
     "masked_lm": AutoModelForMaskedLM,
 }
 _MASKED_TOKENS = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-_PLAIN_FILES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # never code from beside weights
+TRUSTED = "LEANTUNE_TRUST_REMOTE_CODE"  # in the environment: the models whose code may run, as the command named them
 _PROBLEM: dict[str, Any] = {"classification": "single_label_classification", "regression": "regression"}
 
 
@@ -51,7 +52,7 @@ def load_tokenizer(spec: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the right; its pad token is the end token where it has none."""
     folder = _bpe_folder(spec) if _from_scratch(spec) else _folder(spec)
     with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_PLAIN_FILES)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_files(spec))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -70,9 +71,9 @@ def load_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0, seed: in
         if _from_scratch(spec):
             return _finished(_CLASSES[kind].from_config(_config(spec, kind, num_labels), dtype=torch.float32), kind)
         folder = _folder(spec)
-        config = AutoConfig.from_pretrained(folder, **_PLAIN_FILES)
+        config = AutoConfig.from_pretrained(folder, **_files(spec))
         _set_task(config, kind, num_labels)
-        model = _CLASSES[kind].from_pretrained(folder, config=config, dtype=torch.float32, **_PLAIN_FILES)
+        model = _CLASSES[kind].from_pretrained(folder, config=config, dtype=torch.float32, **_files(spec))
     return _finished(model, kind)
 
 
@@ -80,11 +81,13 @@ def empty_model(
     spec: Mapping[str, Any], kind: str, num_labels: int = 0, device: str = "meta", pretraining: bool = False
 ) -> nn.Module:
     """The same model from `architecture` alone, nothing fetched: on the meta device, which has shapes and no values,
-    or with random values. `pretraining` gives all heads that the model was pre-trained with."""
+    or with random values. `pretraining` gives all heads that the model was pre-trained with. Of a model with code of its
+    own, the configuration and the code are fetched."""
     _check(spec, kind)
     made = AutoModelForPreTraining if pretraining else _CLASSES[kind]
     with _quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
-        model = made.from_config(_config(spec, kind, num_labels), dtype=torch.float32)
+        config = _config(spec, kind, num_labels)
+        model = made.from_config(config, dtype=torch.float32, trust_remote_code=trusts_code(spec))
     return _finished(model, kind)
 
 
@@ -100,7 +103,10 @@ def _from_scratch(spec: Mapping[str, Any]) -> bool:
 
 def _config(spec: Mapping[str, Any], kind: str, num_labels: int) -> PretrainedConfig:
     architecture = dict(spec["architecture"])
-    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    if trusts_code(spec):
+        config = AutoConfig.from_pretrained(_folder(spec), **_files(spec))
+    else:
+        config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
     _set_task(config, kind, num_labels)
     return config
 
@@ -111,6 +117,23 @@ def positions(spec: Mapping[str, Any]) -> int | None:
     longest: int | None = getattr(config, "max_position_embeddings", None)
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
     return None if longest is None else longest - offset
+
+
+def trusts_code(spec: Mapping[str, Any]) -> bool:
+    """Whether code that lies beside the model's weights is run: its file must ask for it (`trust_remote_code: true`)
+    and the command name it. Raises BadInput where only the file does."""
+    if not spec.get("trust_remote_code"):
+        return False
+    if spec["name"] not in os.environ.get(TRUSTED, "").split(","):
+        raise BadInput(
+            f"model '{spec['name']}' runs code that lies beside its weights; read that code, then allow it with "
+            f"--trust-remote-code {spec['name']}"
+        )
+    return True
+
+
+def _files(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {"local_files_only": True, "trust_remote_code": trusts_code(spec)}
 
 
 def enable_checkpointing(model: nn.Module) -> None:
@@ -147,9 +170,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Dequantize to fp32. transformers refuses to save a model that it read from gguf, so build a plain one."""
     with _quiet(), redirect_stderr(io.StringIO()):  # a bar that no setting turns off
         read = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **_PLAIN_FILES
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, **_PLAIN_FILES)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
         config = read.config
         del config.quantization_config
         model = type(read)(config)

@@ -118,6 +118,7 @@ class Cell:
         words += [] if self.trial is None else ["--trial", str(self.trial)]
         for key, value in self.overrides.items():
             words += ["--set", f"{key}={json.dumps(value)}"]
+        words += ["--trust-remote-code", self.model.name] if self.model.spec.get("trust_remote_code") else []
         words += ["--flatness", str(self.flatness)] if self.flatness else []
         return [*words, "--out", out]
 
