@@ -11,7 +11,7 @@
 # make docs      the documentation as a site, site/index.html
 # make benchmarks  speed against peers in the same run
 # make publish   copy the last run's records and tables into results/ and the README (CONFIG=... for another run),
-#                and write the report of results/ into results/report/
+#                and write the report of results/ into results/report/, its charts into results/figures/
 PYTHON ?= python3
 CONFIG ?= runs/default/config.json
 BIN := .venv/bin
@@ -92,6 +92,7 @@ publish: $(READY)
 	$(BIN)/leantune publish --config $(CONFIG)
 	$(BIN)/leantune tables --config $(CONFIG) --readme README.md
 	$(BIN)/leantune report
+	$(BIN)/leantune report --figures results/figures
 
 # Set up once, and again when the lock changes.
 $(READY): envs/lock.txt pyproject.toml

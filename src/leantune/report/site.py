@@ -90,8 +90,10 @@ def _counted_from_0(svg: str) -> str:
 
 
 def _fixed_width(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A chart that fills its container on the page is 500 points wide on paper."""
-    return {**spec, **({"width": 500} if spec.get("width") == "container" else {})}
+    """A chart that fills its container on the page is 500 points wide on paper. Around it is room for the labels of a
+    reader whose font is wider than the one that the chart was laid out with."""
+    width = {"width": 500} if spec.get("width") == "container" else {}
+    return {**spec, **width, "padding": {"left": 40, "right": 60, "top": 10, "bottom": 10}}
 
 
 # ------------------------------------------------------------------ the page
