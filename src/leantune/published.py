@@ -19,12 +19,13 @@ def _number(number: float | None, digits: int = 3) -> str:
 
 
 def markdown_leaderboard(rows: Sequence[Row]) -> str:
-    """A compact Markdown table per model, task and key of `tables.leaderboard` rows, best first, controls last."""
+    """A compact Markdown table per model, task and key of `tables.leaderboard` rows, best first, controls last; the
+    table with the most methods comes first."""
     parts = []
     groups = [(k, list(g)) for k, g in groupby(rows, key=lambda row: (row["model"], row["task"], row["key"]))]
     controls = {(task, key): found for (model, task, key), found in groups if model == "none"}
     with_model = {(task, key) for (model, task, key), _ in groups if model != "none"}
-    for (model, task, key), found in groups:
+    for (model, task, key), found in sorted(groups, key=lambda group: -len(group[1])):
         if model == "none":
             if (task, key) in with_model:
                 continue  # its rows stand below those of the models
