@@ -32,6 +32,8 @@ def project(tmp_path):
     project.fake_python(
         'case "$*" in\n'
         f"*' tables '*) {tables};;\n"
+        "*' report '*figures) mkdir -p out/figures;;\n"
+        "*' report '*) mkdir -p out/report; touch out/report/index.html;;\n"
         "*' gate '*) echo the table of what was reproduced;;\n"
         "*beta*1.json) echo 'the log of the broken cell' >&2; exit 3;;\n"
         '*alpha*1.json) cp bad.json "$last";;\n'
