@@ -204,6 +204,9 @@ def gate(arguments: argparse.Namespace) -> int:
 
     config, output = _configured(arguments)
     print(tables.compare_published(output / "records", arguments.published))
+    page = output / "report" / "index.html"
+    if page.is_file():
+        print(f"the report is in {page}")
     failed = tables.not_allowed(output, plan.expand(config), config["allowed_statuses"])
     for line in failed:
         print(line, file=sys.stderr)
