@@ -128,7 +128,8 @@ def test_a_clock_that_is_set_while_a_cell_runs_changes_no_duration(cells, out, h
         time.time = jumping
         """)
     )
-    cells.environment["PYTHONPATH"], former = f"{tmp_path}:{os.environ['PYTHONPATH']}", os.environ["PYTHONPATH"]
+    former = cells.environment.get("PYTHONPATH", "")
+    cells.environment["PYTHONPATH"] = f"{tmp_path}:{former}"
     try:
         started = time.monotonic()
         other = cells.start([*cells.words(), "--out", out])
