@@ -160,7 +160,8 @@ def _examples(units: Mapping[Unit, Sequence[Record]], resamples: int) -> dict[Un
 def _score(quality: Mapping[str, Any]) -> Score | None:
     """The score as a function of example weights; None without stored predictions or for an unknown metric."""
     predictions, references = quality["predictions"], quality["references"]
-    if not predictions or len(references) not in (0, len(predictions)):
+    may_lack = quality["metric"] in ("loss", "perplexity")  # references: then each counts as one token
+    if not predictions or (len(references) != len(predictions) and (references or not may_lack)):
         return None
     try:
         return stats.weighted_score(quality["metric"], predictions, references)

@@ -110,7 +110,7 @@ def peak_to_target_bytes(record: Record) -> int | None:
     by_interval = value(record, "memory.peak_source") == "tensors-cpu" and value(record, "memory.tensors.intervals")
     if not by_interval:
         return value(record, "memory.peak_bytes")
-    return max(part["peak_bytes"] for part in by_interval if part["step"] < steps)
+    return max((part["peak_bytes"] for part in by_interval if part["step"] < steps), default=None)
 
 
 def _place(record: Record) -> str:
