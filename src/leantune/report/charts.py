@@ -315,7 +315,10 @@ def footprint(rows: Sequence[Row]) -> Chart | None:
         .legend(format=".0%", gradientLength=180),
         tooltip=["model:N", "method:N", "kind:N", alt.Tooltip("peak:Q", format=".2f", title="peak (GiB)"),
                  alt.Tooltip("share:Q", format=".2f", title="over full")])
-        + base.mark_text().encode(text=alt.Text("peak:Q", format=".2f"), color=_on_blue("datum.share > 0.55"))
+        + base.transform_filter("datum.share !== null").mark_text()
+        .encode(text=alt.Text("peak:Q", format=".2f"), color=_on_blue("datum.share > 0.55"))
+        # Without colour, so in the text's own: full was not predicted at this shape and for this kind of task.
+        + base.transform_filter("datum.share === null").mark_text().encode(text=alt.Text("peak:Q", format=".2f"))
     ).properties(width={"step": 84}, height={"step": 30}).to_dict()  # fmt: skip
     return Chart(
         "footprint", "Predicted peak memory in GiB, model by method", sentences.footprint(known), spec, "footprint"
