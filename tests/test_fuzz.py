@@ -49,11 +49,11 @@ def test_a_config_given_as_a_mapping_may_not_hold_itself_either() -> None:
         plan.load_config({"cells": [block]})
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-" + "9" * 400])
 def test_a_number_that_is_none_is_damage(number: str, tmp_path: Path) -> None:
     text = json.dumps(ok(quality=0.5)).replace("0.5", number)
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(BadInput, match=f"{number} is no number"):
+    with pytest.raises(BadInput, match=f"{number[:20]} is no number"):
         record.read_record(tmp_path / "x.json")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,18 @@ def validate(spec: Any, schema: str, where: Path | str) -> None:
 def read_json(path: Path, what: str = "file") -> Any:
     """The content of a JSON file. Raises BadInput naming a damaged one; a number that is none is damage."""
 
-    def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no number")
+    def real(word: str) -> float:
+        number = float(word)
+        if not math.isfinite(number):
+            raise ValueError(f"{word[:20]} is no number")
+        return number
+
+    def whole(word: str) -> int:
+        real(word)  # or it could not be computed with
+        return int(word)
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=real, parse_float=real, parse_int=whole)
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: damaged {what} ({str(error)[:120]})") from error
