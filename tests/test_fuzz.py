@@ -78,12 +78,12 @@ def test_a_table_of_texts_in_another_encoding_is_refused(tmp_path: Path) -> None
 
 
 def test_records_that_contradict_themselves_still_make_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A target that was reached before the first interval, and predictions without references."""
+    """A target that was reached before the first interval, predictions without references, a control without a score."""
     monkeypatch.setattr(tables, "is_stale", lambda record: False)
     odd = ok("came", quality=0.75)
     odd["memory"]["tensors"]["intervals"] = [{"step": 5, "peak_bytes": 10}]
     odd["quality"].update(steps_to_target=5, predictions=[0.0, 1.0], references=[])
-    write(tmp_path, odd, ok("full", predictions=[0.0, 1.0], references=[0.0, 1.0]))
+    write(tmp_path, odd, ok("full", predictions=[0.0, 1.0], references=[0.0, 1.0]), {**ok("random"), "quality": None})
     rows = {row["method"]: row for row in tables.write_tables(tmp_path)}
     assert rows["came"]["peak_to_target_bytes"] is None
     assert rows["came"]["quality_low"] is None

@@ -161,8 +161,8 @@ def _are_classes(record: Record) -> bool:
 def _chance(check: str, record: Record) -> Row:
     """Accuracy against the 99 % binomial interval around how often two such label counts agree by chance; of a
     regression the correlation against the 99 % bound of unrelated normal numbers (Student's t)."""
-    quality = record["quality"]
-    predictions, references = (np.asarray(quality[name], dtype=float) for name in ("predictions", "references"))
+    told = (value(record, f"quality.{name}") or () for name in ("predictions", "references"))
+    predictions, references = (np.asarray(numbers, dtype=float) for numbers in told)
     count = len(predictions)
     if not 2 < count == len(references):
         return _row(check, record, why="the record holds no predictions with their references")
@@ -173,7 +173,7 @@ def _chance(check: str, record: Record) -> Row:
         low, high = (float(hits) / count for hits in stats.binom.interval(CHANCE, count, expected))
         limit = high - expected if measured >= expected else expected - low
     else:
-        expected, measured = 0.0, quality["value"]
+        expected, measured = 0.0, record["quality"]["value"]
         t = float(stats.t.ppf((1 + CHANCE) / 2, count - 2))
         limit = t / math.sqrt(count - 2 + t * t)
     return _row(check, record, expected, measured, abs(measured - expected), limit)
