@@ -33,7 +33,7 @@ def small_disk(tmp_path):
     disk.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, check=False)
     if done.returncode:
-        pytest.skip("takes the right to mount a disk")
+        pytest.skip("needs the right to mount a disk of its own; run as root")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
 
@@ -215,7 +215,7 @@ def control_group():
     try:
         group.mkdir()
     except OSError:
-        pytest.skip("takes the right to make a memory control group (version 1)")
+        pytest.skip("needs the right to make a memory control group of version 1; run as root")
     yield group
     for _ in range(50):
         try:

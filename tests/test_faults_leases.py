@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.contenders import stay
 from tests.fault_cells import Cells
 
 from leantune import gpus, lease
@@ -126,13 +127,7 @@ def stub(*used, users=()):
 
 def _train(folder, on, most, done):
     with gpu_lease(folder=folder, devices=lambda: stub(0, 0), poll_seconds=0.02) as leased:
-        counter = on[leased.gpu.index]
-        with counter.get_lock():
-            counter.value += 1
-            most.value = max(most.value, counter.value)
-        time.sleep(0.1)
-        with counter.get_lock():
-            counter.value -= 1
+        stay(on[leased.gpu.index], most, 0.1)
     with done.get_lock():
         done.value += 1
 

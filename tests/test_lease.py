@@ -4,6 +4,7 @@ import signal
 import time
 
 import pytest
+from contenders import stay
 
 from leantune import lease
 from leantune.lease import GIB, DoesNotFit, Memory, memory_lease
@@ -28,12 +29,7 @@ def test_the_limit_is_below_what_the_machine_has(tmp_path):
 
 def _contend(folder, need, running, most, done):
     with memory_lease(need, folder=folder, memory=budget, poll_seconds=0.02):
-        with running.get_lock():
-            running.value += 1
-            most.value = max(most.value, running.value)
-        time.sleep(0.15)
-        with running.get_lock():
-            running.value -= 1
+        stay(running, most, 0.15)
     with done.get_lock():
         done.value += 1
 

@@ -157,7 +157,7 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
     path = os.environ["PATH"] + os.pathsep + "/usr/sbin"
     lacking = [name for name in DAEMONS if shutil.which(name, path=path) is None]
     if os.geteuid() != 0 or lacking:
-        pytest.skip(f"needs root and Slurm ({', '.join(lacking) or 'not root'}); `make slurm-test` installs it")
+        pytest.fail(f"needs root and Slurm ({', '.join(lacking) or 'not root'}); `make slurm-test` installs it")
     folder = tmp_path / "slurm"
     folder.mkdir()
     cluster = Slurm(folder)

@@ -74,7 +74,7 @@ def build(run: Run, architecture: dict[str, Any]) -> tuple[nn.Module, list[torch
         pass
     try:
         return *_attached(run, architecture, torch.device("meta")), False
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # what torch raises where an operator needs values that meta has not
         what = str(error).split(";", maxsplit=1)[0].split(" raises", maxsplit=1)[0]
         raise Unsupported(f"its set-up needs the values of the model's weights ({what})") from error
 

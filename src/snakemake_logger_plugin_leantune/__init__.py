@@ -89,6 +89,12 @@ class Cells:
 class LogHandler(LogHandlerBase):
     """Turns Snakemake's events into lines; the methods run in the thread that Snakemake gives to its loggers."""
 
+    writes_to_stream = True
+    writes_to_file = False
+    has_filter = False  # Snakemake's own, so that --quiet is quiet
+    has_formatter = True
+    needs_rulegraph = False
+
     def __post_init__(self) -> None:
         common = self.common_settings
         self.stream = sys.stdout if common.stdout else sys.stderr
@@ -205,26 +211,6 @@ class LogHandler(LogHandlerBase):
     def _pass_on(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):
             self.plain.emit(record)
-
-    @property
-    def writes_to_stream(self) -> bool:
-        return True
-
-    @property
-    def writes_to_file(self) -> bool:
-        return False
-
-    @property
-    def has_filter(self) -> bool:
-        return False  # Snakemake's own, so that --quiet is quiet
-
-    @property
-    def has_formatter(self) -> bool:
-        return True
-
-    @property
-    def needs_rulegraph(self) -> bool:
-        return False
 
 
 def _outcome(job: Job, seconds: float) -> tuple[bool, str]:
