@@ -122,13 +122,17 @@ def markdown(columns: list[dict[str, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sizes(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cells", default="1000,3000,10000", help="sizes of the grid (1000,3000,10000)")
+    parser.add_argument("--cells", type=sizes, default="1000,3000,10000", help="of the grids (1000,3000,10000)")
     parser.add_argument("--out", type=Path, help="also write the table here")
     arguments = parser.parse_args()
     columns = []
-    for cells in map(int, arguments.cells.split(",")):
+    for cells in arguments.cells:
         with tempfile.TemporaryDirectory() as folder:
             columns.append(measure(cells, Path(folder)))
         print({name: round(value, 1) for name, value in columns[-1].items()}, file=sys.stderr, flush=True)

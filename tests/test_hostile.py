@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from transformers import BertConfig, BertForSequenceClassification
 
-from leantune import models, registry
+from leantune import cli, models, registry
 from leantune.dag import Jobs
 from leantune.errors import BadInput
 from leantune.record import read_record
@@ -187,4 +188,22 @@ def test_a_config_with_such_a_model_must_name_it(tmp_path: Path, monkeypatch: py
     with pytest.raises(WorkflowError, match="snakemake --config trust_remote_code=evil"):
         Jobs(config)
     jobs = Jobs({**config, "trust_remote_code": "evil"})
-    assert "--trust-remote-code evil" in next(iter(jobs._jobs.values())).arguments
+    (name,) = jobs.files("{cell}")
+    key, _, task, _, seed = name.split("/")
+    words = {"key": key, "model": "evil", "task": task, "method": "full", "seed": seed}
+    told = cli._parser().parse_args(["run", *shlex.split(jobs[words].arguments), "--out", "x.json"])
+    assert told.trust_remote_code == ["evil"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--model", "evil", "--task", "sentiment", "--method", "full", "--out", "x.json"],
+        ["compare", "--model", "evil", "--task", "sentiment", "--methods", "full", "lora"],
+        ["predict", "--model", "evil", "--method", "full", "--batch", "1", "--seq", "8"],
+    ],
+)
+def test_the_command_says_whose_code_may_run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(models.TRUSTED, "")
+    assert cli.main([*words, "--trust-remote-code", "evil"]) == 2  # there is no such model
+    assert os.environ[models.TRUSTED] == "evil"

@@ -99,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                          help="METHOD.PARAM=VALUE or task.steps=VALUE")  # fmt: skip
-    _trust_flag(parser)
     compare.add_argument("--tuning", nargs="*", type=Path, default=[], metavar="FILE")
     compare.add_argument("--out", type=Path, metavar="FILE", help="also write what was measured here, as JSON")
     _trust_flag(compare)
@@ -230,3 +229,4 @@ def _cell_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="METHOD.PARAM=VALUE or task.steps=VALUE")  # fmt: skip
+    _trust_flag(parser)
