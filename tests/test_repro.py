@@ -216,3 +216,10 @@ def test_a_gpu_record_needs_a_gpu(tmp_path, monkeypatch):
     made = ok("lora", key={"device": "cuda"}, command=shlex.join(cell.command("FILE")))
     with pytest.raises(BadInput, match="none answers here"):
         repro.command(made, tmp_path)
+
+
+def test_a_record_of_a_model_with_code_of_its_own_is_not_run(real):
+    row = record.read_record(real)
+    row["provenance"]["command"] += " --trust-remote-code minilm-l6"
+    with pytest.raises(BadInput, match="read that code, then run its command"):
+        repro.command(row, real)

@@ -6,7 +6,6 @@ holds at every scale; else it is `undecided` and says which way it points. What 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -24,7 +23,7 @@ from leantune.errors import BadInput
 from leantune.evidence import NotRun, Predictions, Records, language
 from leantune.expressions import Language, Value
 from leantune.footprint import versions
-from leantune.text import text_table
+from leantune.text import read_csv, text_table
 
 FILE = Path("tables", "claims.csv")  # below a run's folder, and below the published results
 CACHE = Path("tables", "claims.cache.json")  # its predictions
@@ -234,7 +233,7 @@ def write(records: Path, output: Path, methods: Sequence[str] = ()) -> list[rows
         left = (time.monotonic() - started) / number * (len(claims) - number)
         place = f"{number} of {len(claims)}: {claim.method} {claim.name}"
         print(f"{place}: {row['verdict']}, {left:.0f} s left", file=sys.stderr, flush=True)
-    kept = _read(output / FILE) if methods else []
+    kept = read_csv(output / FILE) if methods else []
     table = [*(row for row in kept if row["method"] not in methods), *measured]
     table.sort(key=lambda row: row["method"])  # stable: a method's claims stay in its own order
     tables.write_text(output / FILE, tables.csv_text(table, COLUMNS))
@@ -247,13 +246,6 @@ def publish(output: Path, target: Path) -> None:
         (target / CACHE).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(output / CACHE, target / CACHE)
     write(target / "records", target)
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def describe(found: Sequence[rows.Row]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import shlex
@@ -16,6 +15,7 @@ from snakemake.exceptions import WorkflowError
 from leantune import footprint, lease, plan, registry, tune
 from leantune.errors import BadInput
 from leantune.record import write_json
+from leantune.text import read_csv
 
 MIB = 2**20
 PATTERN = "{key}/{model}/{task}/{method}/{seed}"  # a cell's place below records/, logs/ and benchmarks/
@@ -176,11 +176,10 @@ def _predicted(*outputs: Path) -> dict[Shape, int]:
     found: dict[Shape, int] = {}
     for output in outputs:
         try:
-            with (output / "tables" / "cells.csv").open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    shape = tuple(row[name] for name in _SHAPE)
-                    if row["predicted_peak_bytes"]:
-                        found[shape] = max(int(row["predicted_peak_bytes"]), found.get(shape, 0))
-        except (OSError, ValueError, KeyError, TypeError, csv.Error):  # a table of another version is no help
+            for row in read_csv(output / "tables" / "cells.csv"):
+                shape = tuple(row[name] for name in _SHAPE)
+                if row["predicted_peak_bytes"]:
+                    found[shape] = max(int(row["predicted_peak_bytes"]), found.get(shape, 0))
+        except (BadInput, ValueError, KeyError):  # a table of another version is no help
             continue
     return found

@@ -6,7 +6,6 @@ own rows only and a run that was stopped goes on where it was. Torch-free, since
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import importlib.metadata
@@ -22,7 +21,7 @@ from leantune.errors import BadInput
 from leantune.record import write_json
 from leantune.registry import Part, Plugin
 from leantune.sweep import Row
-from leantune.text import csv_text, write_text
+from leantune.text import csv_text, read_csv, write_text
 
 FILE = Path("tables", "footprint.csv")  # below a run's folder, and below the published results
 KEY = ("model", "method", "kind", "batch", "seq", "dtype")
@@ -121,17 +120,10 @@ def table(predictions: Sequence[tuple[Entry, Row]]) -> str:
 
 def publish(output: Path, target: Path) -> None:
     """Put the rows of a run's table into the published one, in place of those with the same key."""
-    new = _read(output / FILE)
+    new = read_csv(output / FILE)
     if new:
-        rows = {tuple(row[name] for name in KEY): row for row in [*_read(target / FILE), *new]}
+        rows = {tuple(row[name] for name in KEY): row for row in [*read_csv(target / FILE), *new]}
         write_text(target / FILE, csv_text(list(rows.values()), COLUMNS))
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _predict(output: Path, entries: Sequence[Entry]) -> dict[str, Row]:

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from leantune import cards, models, plan, registry
-from leantune.api import Context, Data, is_head, mark_head
+from leantune.api import Context, Data, mark_head
 from leantune.errors import BadInput, Unsupported
+from leantune.figures import parameter_counts
 from leantune.probe import STEPS, Probe
 from leantune.stack import Stack
 from leantune.train import Schedule
@@ -129,7 +130,6 @@ def predict_names(
     except Unsupported as error:
         _check_room(plugin.spec, str(error))
         built, reading = predicted("cpu")
-    unique = {id(p): p for p in built.parameters()}.values()
     return {
         "model": model,
         "method": registry.stack_name(parts),
@@ -138,11 +138,7 @@ def predict_names(
         "seq": length,
         "dtype": "bf16-autocast" if autocast else dtype or "fp32",
         **{k: reading[k] for k in ("path", "peak_bytes", "peak_phase", "by_kind")},
-        "parameters": {
-            "total": sum(p.numel() for p in unique),
-            "trainable": sum(p.numel() for p in unique if p.requires_grad and not is_head(p)),
-            "head": sum(p.numel() for p in unique if is_head(p)),
-        },
+        "parameters": parameter_counts(built),
         **{k: reading[k] for k in ("optimizer_state_bytes", "allocated_bytes", "reserved_bytes")},
         "fits": cards.fits(reading["reserved_bytes"]),
         "flops_per_step": reading["flops_per_step"],

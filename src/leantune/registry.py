@@ -143,6 +143,11 @@ def merged_spec(plugin: Plugin) -> dict[str, Any]:
     }
 
 
+def plugin_names(stack: str) -> list[str]:
+    """The plugins that a stack such as `vocab_pruning+svfit@r64` names, without their points, known or not."""
+    return [word.partition("@")[0] for word in stack.split("+")]
+
+
 def parse_stack(text: str, kind: str, overrides: Mapping[str, Any] | None = None) -> tuple[Part, ...]:
     """The parts of a stack `vocab_pruning+svfit@r64+came` for a task of `kind`, in slot order.
 

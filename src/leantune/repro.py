@@ -69,6 +69,8 @@ def command(record: Record, path: Path) -> list[str]:
     cell = tables.cell_of(record)
     words = shlex.split(record["provenance"]["command"])
     flags = list(zip(words[2::2], words[3::2], strict=False))
+    if "--trust-remote-code" in dict(flags):
+        raise BadInput(f"{path}: it runs code that lies beside a model's weights; read that code, then run its command")
     if words[:2] != ["leantune", "run"] or len(words) % 2 or {flag for flag, _ in flags} - {*FLAGS}:
         raise BadInput(f"{path}: its command is not of the form `leantune run --model ...`; run the cell by name")
     told = [words_ for words_ in flags if words_[0] != "--out"]

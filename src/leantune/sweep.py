@@ -57,13 +57,9 @@ def asks(
     found = []
     shapes = itertools.product(batches or (None,), lengths or (None,))
     for (model, method), (batch, length) in itertools.product(itertools.product(models, methods), shapes):
-        own = {k: v for k, v in settings.items() if k.partition(".")[0] in _names(method)}
+        own = {k: v for k, v in settings.items() if k.partition(".")[0] in registry.plugin_names(method)}
         found.append(Ask(model, method, batch, length, {**words, "settings": own}))
     return found
-
-
-def _names(stack: str) -> set[str]:
-    return {word.partition("@")[0] for word in stack.split("+")}
 
 
 def _check_names(models: Sequence[str], methods: Sequence[str], settings: Mapping[str, Any]) -> None:
@@ -72,7 +68,7 @@ def _check_names(models: Sequence[str], methods: Sequence[str], settings: Mappin
     for word in dict.fromkeys(word for stack in methods for word in stack.split("+")):
         own = {k: v for k, v in settings.items() if k.partition(".")[0] == word.partition("@")[0]}
         registry.parse_stack(word, "classification", own)  # one word alone can only be wrong by its names
-    unused = {k.partition(".")[0] for k in settings} - set().union(*map(_names, methods))
+    unused = {k.partition(".")[0] for k in settings} - set().union(*map(registry.plugin_names, methods))
     if unused:
         raise BadInput(f"a setting names '{min(unused)}', which is in none of the stacks")
 

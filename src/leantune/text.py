@@ -51,6 +51,18 @@ def _text(cell: Any) -> str:
     return f"{cell:.8g}" if isinstance(cell, float) and not cell.is_integer() else str(cell)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table by column, an absent cell as empty text; none where there is no file. Raises BadInput where
+    the file is no CSV."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{name: cell or "" for name, cell in line.items() if name} for line in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise BadInput(f"{path} is no CSV file ({str(error)[:120]}); remove it and build it again") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file and its folder. Raises BadInput naming the file where it cannot be written."""
     try:

@@ -38,10 +38,9 @@ def parse_grid(words: list[str]) -> dict[str, list[Any]]:
 
 def default_grid(method: str) -> dict[str, list[Any]]:
     """The values that the stack's plugins list under `search:`. Raises BadInput where none does."""
-    names = [word.partition("@")[0] for word in method.split("+")]
     grid = {
         f"{name}.{param}": values
-        for name in names
+        for name in registry.plugin_names(method)
         for param, values in registry.get("methods", name).spec.get("search", {}).items()
     }
     if not grid:

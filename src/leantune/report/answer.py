@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 from leantune import registry
 from leantune.cards import CONTEXT_BYTES
+from leantune.footprint import BUDGETS_GIB
 from leantune.report.data import Group, Results, Row, kind_of, slug
 
-BUDGETS_GIB = (8, 16, 24, 48, 80)
 FIRST = "bert-base"  # the model that the page opens with, where its memory was predicted
 FIRST_GIB = 8
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import altair as alt
 
+from leantune.footprint import KINDS
 from leantune.groups import Record
 from leantune.groups import Row as Values
 from leantune.report import sentences
 from leantune.report.data import Group, Results, Row, slug
-from leantune.report.sentences import KINDS
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A800", "#808080")
 DASHES = ([1, 0], [6, 3], [2, 2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 import math
@@ -15,6 +14,7 @@ from leantune import registry
 from leantune.errors import BadInput
 from leantune.groups import Record
 from leantune.record import read_records
+from leantune.text import read_csv
 
 TABLES = (
     *("leaderboard", "decisions", "pareto", "budgets", "overall", "cells"),
@@ -117,32 +117,17 @@ def read_results(folder: Path) -> Results:
     """Read `records/` and `tables/` of a run's or the published folder. Raises BadInput where there is neither."""
     if not (folder / "records").is_dir() and not (folder / "tables").is_dir():
         raise BadInput(f"{folder} holds neither records/ nor tables/; name the output folder of a run, or results")
-    tables = {name: _read_table(folder / "tables" / f"{name}.csv") for name in TABLES}
+    tables = {name: [Row(line) for line in read_csv(folder / "tables" / f"{name}.csv")] for name in TABLES}
     present = frozenset(name for name in TABLES if (folder / "tables" / f"{name}.csv").is_file())
     read = [record for _, record in read_records(folder / "records")]
     records = [record for record in read if not isinstance(record, BadInput)]
     return Results(tables, present, records, len(read) - len(records))
 
 
-def _read_table(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [Row({k: v or "" for k, v in line.items() if k}) for line in csv.DictReader(file)]
-    except (OSError, ValueError, csv.Error) as error:
-        raise BadInput(f"{path} is no CSV file ({str(error)[:120]}); build it again with `leantune tables`") from error
-
-
 def slug(name: str) -> str:
     """A name for a file or an id: letters, digits and -_. only, told apart by a hash where others were dropped."""
     plain = re.sub(r"[^A-Za-z0-9_.-]", "-", name).lstrip(".-")[:80]
     return plain if plain == name else f"{plain[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def parts(method: str) -> list[str]:
-    """The plugins of a stack such as `vocab_pruning+svfit@r64`, without their points."""
-    return [part.partition("@")[0] for part in method.split("+")]
 
 
 def kind_of(task: str) -> str | None:

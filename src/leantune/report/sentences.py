@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from leantune.footprint import KINDS
 from leantune.groups import Record, value
 from leantune.report.data import Group, Results, Row
 from leantune.text import bytes_text
-
-KINDS = ("weights", "gradients", "optimizer", "activations", "temporaries", "buffers", "inputs")
 
 
 def listed(names: Sequence[str]) -> str:

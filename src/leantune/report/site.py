@@ -25,10 +25,11 @@ from markupsafe import Markup
 
 from leantune import registry
 from leantune.errors import BadInput
+from leantune.footprint import BUDGETS_GIB
 from leantune.groups import value
 from leantune.report import answer, charts, sentences, views
 from leantune.report.charts import Chart
-from leantune.report.data import Group, Results, Row, parts, read_results, slug
+from leantune.report.data import Group, Results, Row, read_results, slug
 from leantune.text import write_text
 
 HERE = Path(__file__).parent
@@ -125,7 +126,7 @@ def _group_view(group: Group, read: Results) -> dict[str, Any]:
 
 def _overview_tables(read: Results) -> dict[str, views.Table]:
     tables = read.tables
-    asked = [r for r in tables["footprint"] if any(r[f"largest_batch_{gib}gib"] for gib in answer.BUDGETS_GIB)]
+    asked = [r for r in tables["footprint"] if any(r[f"largest_batch_{gib}gib"] for gib in BUDGETS_GIB)]
     return {
         name: views.table(name, caption, columns, rows, csv, "methods")
         for name, caption, columns, rows, csv in (
@@ -164,7 +165,9 @@ def _environment_facts(read: Results) -> list[tuple[str, str]]:
 def _methods(read: Results) -> set[str]:
     """The methods that the tables speak of, each part of a stack on its own."""
     tables = ("leaderboard", "cells", "footprint", "claims")
-    return {part for name in tables for row in read.tables[name] for part in parts(row["method"]) if part}
+    return {
+        part for name in tables for row in read.tables[name] for part in registry.plugin_names(row["method"]) if part
+    }
 
 
 def _spec(method: str) -> dict[str, Any]:
@@ -174,7 +177,7 @@ def _spec(method: str) -> dict[str, Any]:
 
 def _method_page(method: str, read: Results, links: Links) -> str:
     def about(name: str) -> list[Row]:
-        return [row for row in read.tables[name] if method in parts(row["method"])]
+        return [row for row in read.tables[name] if method in registry.plugin_names(row["method"])]
 
     spec = _spec(method)
     arxiv = str(spec.get("paper", {}).get("arxiv", ""))

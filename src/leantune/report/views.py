@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from leantune.report.answer import BUDGETS_GIB
-from leantune.report.data import Row, parts, slug
+from leantune.footprint import BUDGETS_GIB
+from leantune.registry import plugin_names
+from leantune.report.data import Row, slug
 from leantune.text import bytes_text, count_text
 
 
@@ -188,7 +189,7 @@ def method_links(method: str, methods: str) -> list[tuple[str, str | None]]:
     """The parts of a stack, each with its page: `svfit@r64+came` is svfit (link), @r64+, came (link)."""
     found: list[tuple[str, str | None]] = []
     rest = method
-    for part in parts(method):
+    for part in plugin_names(method):
         before, _, rest = rest.partition(part) if part else ("", "", rest)
         found += [(before, None), (part, f"{methods}/{quote(slug(part))}.html")] if part else []
     return [piece for piece in [*found, (rest, None)] if piece[0]]
