@@ -121,6 +121,16 @@ def test_it_opens_with_the_answer_for_bert_on_8_gib(browser: Browser, report: Pa
     assert page.locator("#answer-text").bounding_box()["y"] < DESK["height"]  # type: ignore[index]  # without scrolling
 
 
+def test_another_model_opens_with_its_fullest_comparison(browser: Browser, report: Path) -> None:
+    page, _ = opened(browser, report)
+    page.locator("#answer-model").select_option(label="llama2-7b")
+    slide(page, "budget-memory", 24)
+    text = page.locator("#answer-text").inner_text()
+    assert text.startswith("Use ")
+    assert "llama2-7b" in text
+    assert "smollm2-135m, another model" in text
+
+
 def test_the_sliders_change_the_answer(browser: Browser, report: Path) -> None:
     page, told = opened(browser, report)
     page.locator("#answer-model").select_option(label="minilm-l6")

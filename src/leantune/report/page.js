@@ -89,10 +89,9 @@ function element(tag, text, name) {
   return made;
 }
 
+// The first value is chosen: choices come with those of the most methods first.
 function fill(select, values) {
-  const before = select.value;
   select.replaceChildren(...[...new Set(values)].map((value) => new Option(value, value)));
-  if (values.includes(before)) select.value = before;
 }
 
 function slider(input, min, max, step, value) {
