@@ -3,7 +3,8 @@
 # make oracle-test  tests against references that need older libraries, in an environment of their own
 # make faults    put faults in on purpose and count what survives (ARGS="-n 2" on two cores)
 # make smoke     tiny cells of every kind through the whole DAG
-# make slurm-test  a small grid on a real Slurm of one node; installs it where root and apt are there
+# make slurm-test  the smoke grid on a real Slurm of one node; installs it where root and apt are there
+# make gpu-test  what only a GPU can tell: predicted against measured peaks, clocks; records in runs/gpu
 # make fuzz      100,000 odd inputs for everything that reads files (N=... for fewer)
 # make audit     known weaknesses of the locked packages, where the database can be reached
 # make lint      style, types, workflow and plugin files
@@ -18,7 +19,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 ORACLE := .venv-oracle/.ready
 
-.PHONY: setup bench test test-slow oracle-test report-test slurm-test faults fuzz audit smoke lint docs publish benchmarks
+.PHONY: setup bench test test-slow oracle-test report-test slurm-test gpu-test faults fuzz audit smoke lint docs publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -57,6 +58,11 @@ slurm-test: $(READY)
 	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null 2>&1; } \
 	  || { echo "slurm-test was not run: apt could not install slurm-wlm and munge"; exit 0; }; fi; \
 	$(BIN)/python -m pytest -m slurm tests/test_slurm.py $(ARGS)
+
+gpu-test: $(READY)
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then $(BIN)/python -m pytest -m gpu -s tests $(ARGS); \
+	else echo "gpu-test was not run: torch sees no CUDA device (docs/gpu.md tells which build it needs)"; fi
 
 N ?= 100000
 fuzz: $(READY)

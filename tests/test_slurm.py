@@ -18,12 +18,12 @@ import psutil
 import pytest
 import yaml
 
-from leantune import registry
+from leantune import plan, registry
 from leantune.record import read_record
 
 ROOT = registry.roots()[0]
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 SLURM_CONF = """\
 ClusterName=leantune
 SlurmctldHost={host}(127.0.0.1)
@@ -54,8 +54,7 @@ SlurmdLogFile={folder}/slurmd.log
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
 PartitionName=cells Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-CELLS = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["head", "lora", "full", "tfidf"]}
-SETTINGS = {"task.steps": 4, "task.train": 64, "task.validation": 32, "task.test": 32, "task.evaluations": 1}
+SMOKE = ROOT / "config" / "smoke.yaml"
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = 90) -> object:
@@ -169,13 +168,14 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
 
 
 class Run:
-    """A working folder with a small grid, sent to the cluster with profiles/slurm."""
+    """A working folder with the smoke grid, sent to the cluster with profiles/slurm."""
 
     def __init__(self, folder: Path, slurm: Slurm) -> None:
         self.folder, self.slurm = folder, slurm
         (folder / "config").mkdir(parents=True)
-        config = {"output": "out", "device": "cpu", "timeout_minutes": 5, "set": SETTINGS, "cells": [CELLS]}
+        config = {**registry.read_yaml(SMOKE), "output": "out", "device": "cpu"}
         (folder / "config" / "config.yaml").write_text(yaml.safe_dump(config))
+        self.cells = {(cell.task.name, cell.method) for cell in plan.expand(plan.load_config(config))}
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
@@ -184,12 +184,13 @@ class Run:
         with (self.folder / "snakemake.log").open("ab") as log:
             return subprocess.Popen(words, cwd=self.folder, env=self.slurm.environment, stdout=log, stderr=log)
 
-    def records(self) -> dict[str, int]:
-        """The records that are there, by method, and when each was written."""
+    def records(self) -> dict[tuple[str, str], int]:
+        """The records that are there, by task and method, and when each was written."""
         found = [(read_record(path), path.stat().st_mtime_ns) for path in self.folder.rglob("records/**/*.json")]
-        assert len({record["cell"]["method"] for record, _ in found}) == len(found)
         assert {record["status"] for record, _ in found} <= {"ok"}
-        return {record["cell"]["method"]: when for record, when in found}
+        written = {(record["cell"]["task"], record["cell"]["method"]): when for record, when in found}
+        assert len(written) == len(found)
+        return written
 
     @property
     def log(self) -> str:
@@ -215,17 +216,17 @@ def test_a_grid_comes_through_a_cancelled_job_and_a_dead_node_with_every_record_
         slurm.start_node()
         for job in slurm.output("squeue", "-h", "-t", "PENDING", "-o", "%i").split():
             slurm.output("scontrol", "update", f"JobId={job}", "StartTime=now")  # else Slurm waits two minutes
-        assert first.wait(300) != 0, run.log
+        assert first.wait(500) != 0, run.log
         before = run.records()
-        assert len(before) < len(CELLS["methods"]), run.log
+        assert len(before) < len(run.cells), run.log
 
-        assert run.start().wait(300) == 0, run.log
+        assert run.start().wait(500) == 0, run.log
         after = run.records()
-        assert set(after) == set(CELLS["methods"])
+        assert set(after) == run.cells
         assert before.items() <= after.items()  # what was there is not made again
         sent = run.sent()
-        assert sent >= len(CELLS["methods"]) + 1
-        assert run.start("--until", "cell").wait(60) == 0
+        assert sent >= len(run.cells) + 1
+        assert run.start("--until", "cell").wait(90) == 0
         assert run.sent() == sent
         assert run.records() == after
     finally:

@@ -52,7 +52,8 @@ def predicted_only(predicted: dict[str, Any]) -> dict[str, Any]:
 
 
 def time_figures(outcome: Training, phases: Phases) -> dict[str, Any]:
-    """Of a cell that was resumed, the steps of all attempts; other phases than training are the first attempt's."""
+    """Of a cell that was resumed, the steps of all attempts; other phases than training are the first attempt's,
+    and the clocks the last's."""
     starts = (0, *outcome.resumed_after)
     warm_up = {step for start in starts for step in (start, start + 1)}  # two steps from each start
     steady = sorted(s for i, s in enumerate(outcome.step_seconds) if i not in warm_up) or sorted(outcome.step_seconds)
@@ -65,5 +66,6 @@ def time_figures(outcome: Training, phases: Phases) -> dict[str, Any]:
         "attach_seconds_cold": phases.seconds.get("attach"),
         "phases": {k: round(v, 3) for k, v in phases.seconds.items()},
         "vs_full": None,
+        "clocks": phases.clocks.result(),
     }
     return {**figures, "resumed_after": list(outcome.resumed_after)} if outcome.resumed_after else figures

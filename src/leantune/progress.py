@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from leantune import lease, plan
+from leantune.meter.clocks import Clocks
 from leantune.meter.cuda import CudaMemory
 from leantune.meter.host import HostMemory
 from leantune.probe import Probe
@@ -34,6 +35,7 @@ class Phases:
         self.seconds = {"import": time.monotonic() - started}
         self.host = HostMemory()
         self.cuda = CudaMemory()
+        self.clocks = Clocks(wanted=self.cuda.available)
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:

@@ -45,6 +45,7 @@ CELLS = {
     "hook_seconds_total": "time.hook_seconds_total",
     "attach_seconds_cold": "time.attach_seconds_cold",
     "time_vs_full": "time.vs_full",
+    "throttled_share": "time.clocks.throttled_share",
     "total_parameters": "parameters.total",
     "trainable_parameters": "parameters.trainable",
     "head_parameters": "parameters.head",

@@ -124,7 +124,7 @@ def run_cell(
         state = _kept_state(file, digest, watch, ctx, phases)
         stop.deferred = True
         try:
-            with phases("training"):
+            with phases("training"), phases.clocks:
                 phases.mark("first step")
                 outcome = _train(model, stack, data, cell, ctx, watch, stop, state)
         except Preempted as stopped:

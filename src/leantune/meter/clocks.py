@@ -1,0 +1,86 @@
+"""Whether a GPU kept its clock while it trained: nvidia-smi samples it beside the worker, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import subprocess
+import tempfile
+from typing import Any
+
+FIELDS = ("clocks.sm", "clocks.max.sm", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
+EVERY_MS = 500
+# Bits of `clocks_event_reasons.active` (NVML's nvmlClocksEventReason*) that take speed from a busy GPU. The others
+# (idle, a clock that somebody set, synchronised boards, the display) are no slowdown under load.
+SLOWDOWNS = {
+    "power cap": 0x4,
+    "hardware slowdown": 0x8,
+    "thermal, by the driver": 0x20,
+    "thermal, by the hardware": 0x40,
+    "power brake": 0x80,
+}
+
+
+class Clocks:
+    """`with clocks: ...` samples the device that CUDA_VISIBLE_DEVICES names; `result()` is None where nothing answers."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.samples: list[list[str]] = []
+        self._sampler: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Clocks:
+        if self.wanted:
+            device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0] or "0"
+            command = ["nvidia-smi", f"--id={device}", f"--query-gpu={','.join(FIELDS)}", f"--loop-ms={EVERY_MS}"]
+            self._output = tempfile.TemporaryFile("w+")  # a pipe would fill up in a long run
+            with contextlib.suppress(OSError):
+                self._sampler = subprocess.Popen(
+                    [*command, "--format=csv,noheader,nounits"], stdout=self._output, stderr=subprocess.DEVNULL,
+                    text=True,
+                )  # fmt: skip
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._sampler is not None:
+            self._sampler.terminate()
+            self._sampler.wait()
+            self._sampler = None
+            self._output.seek(0)
+            rows = [[word.strip() for word in line.split(",")] for line in self._output.read().splitlines()]
+            self.samples += [row for row in rows if len(row) == len(FIELDS)]  # the last line may be cut
+
+    def result(self) -> dict[str, Any] | None:
+        """Samples taken, the median and lowest SM clock and the highest that the device has (MHz), the hottest (°C),
+        the most power (W), the share of samples with a slowdown, and which kinds of it occurred.
+
+        A figure that the device does not tell is None.
+        """
+        if not self.samples:
+            return None
+        clock, limit, heat, power = ([_number(row[i]) for row in self.samples] for i in range(4))
+        masks = [int(row[4], 16) for row in self.samples if row[4].startswith("0x")]
+        slow = [mask for mask in masks if mask & sum(SLOWDOWNS.values())]
+        return {
+            "samples": len(self.samples),
+            "sm_mhz_median": _of(statistics.median, clock),
+            "sm_mhz_lowest": _of(min, clock),
+            "sm_mhz_limit": _of(max, limit),
+            "hottest_celsius": _of(max, heat),
+            "most_watts": _of(max, power),
+            "throttled_share": len(slow) / len(masks) if masks else None,
+            "slowdowns": [name for name, bit in SLOWDOWNS.items() if any(mask & bit for mask in masks)],
+        }
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:  # such as "[N/A]"
+        return None
+
+
+def _of(function: Any, numbers: list[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return function(known) if known else None
