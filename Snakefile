@@ -37,6 +37,14 @@ localrules:
     choice,
 
 
+# Under a rate limit Snakemake sets a timer at every look at the queue, and that look sets the next one: after a thousand
+# cells it looks a thousand times a second. Cells take seconds, so its default of 100 starts a second is dropped.
+onstart:
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+
+
 wildcard_constraints:
     key="[^/]+",
     model="[^/]+",

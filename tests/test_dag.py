@@ -275,6 +275,20 @@ def test_ten_thousand_cells_in_twenty_seconds(project):
     assert os.times().children_user - before.children_user < 20  # other work on the machine does not count
 
 
+def test_the_scheduler_looks_at_the_queue_once_for_each_cell_that_ends(project):
+    """With Snakemake's rate limit it looks once more each second for every cell that has ended."""
+    cells = 24
+    project.configure(
+        {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha"], "seeds": list(range(cells))}
+    )
+    fake = project.fake_python('sleep 0.3; echo "{}" > "$last"')
+    path = {"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = project.snakemake("--until", "cell", "--verbose", **path)
+    assert done.returncode == 0, done.stderr
+    looks = done.stderr.count("Resources before job selection")
+    assert cells <= looks <= 1.5 * cells
+
+
 def test_lint_and_format_are_clean(project):
     lint = project.snakemake("--lint")
     assert lint.returncode == 0, lint.stdout + lint.stderr
