@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hub_samples import GLUE, write_mirror
+from small import small_data, small_model
 
 from leantune import metrics, models, record, registry
 from leantune.cache import cache_folder
@@ -136,6 +137,20 @@ def test_language_modelling_blocks_come_from_their_own_split(tokenizer, mirror):
         words = " ".join("\n".join(lines.to_pydict()["text"]).lower().split())
         for text in getattr(data, split)["text"]:
             assert " ".join(text.replace(".", " .").split()[1:4]) in words.replace(".", " .")
+
+
+def test_a_model_and_its_tokenizer_load_from_the_mirror(tmp_path, monkeypatch):
+    folder = tmp_path / "mirror" / "org" / "tiny"
+    folder.mkdir(parents=True)
+    saved = small_model(seed=3)
+    saved.save_pretrained(folder)
+    small_data(tmp_path).tokenizer.save_pretrained(folder)
+    monkeypatch.setenv("LEANTUNE_MIRROR", str(tmp_path / "mirror"))
+    spec = {"name": "tiny", "family": "bert", "kinds": ["classification"], "source": {"hub": "org/tiny"}}
+    loaded = models.load_model(spec, "classification", 2)
+    assert torch.equal(loaded.get_input_embeddings().weight, saved.get_input_embeddings().weight)
+    assert models.load_tokenizer(spec)("w1 w2")["input_ids"] == [2, 6, 7, 3]
+    assert "model.safetensors" in json.loads((tmp_path / "sources.lock").read_text())["models/org/tiny"]["files"]
 
 
 def test_a_second_load_reads_the_same_and_nothing_of_the_mirror_is_written(mirror):
