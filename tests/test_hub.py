@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from leantune import hub
+from leantune.data import load_data
 from leantune.errors import BadInput
 from leantune.sources import fetch
 
@@ -227,6 +228,24 @@ def test_a_changed_file_in_the_cache_is_refused(server):
     file.write_text("[]")
     with pytest.raises(BadInput, match=r"config.json has sha256 4f53.* but 4413.* is locked"):
         fetch(MODEL)
+
+
+def test_a_data_set_of_the_hub_is_read_through_its_readme(server):
+    """Its files in the cache are links to blobs whose names say nothing of their format."""
+    front = "---\nconfigs:\n- config_name: other\n  data_files: other/*\n- config_name: small\n  data_files:\n"
+    front += "".join(f"  - split: {split}\n    path: small/{split}-*\n" for split in ("train", "dev")) + "---\n"
+    rows = {split: "".join(f"{split} {i},{'yn'[i % 2]}\n" for i in range(40)) for split in ("train", "dev")}
+    files = {f"small/{split}-0.csv": f"question,mark\n{text}" for split, text in rows.items()}
+    server.push({"README.md": front, "other/train.csv": "not asked for", **files}, "datasets/org/name")
+    task = {
+        "name": "own", "kind": "classification", "folder": Path(), "splits": {"train": 20, "validation": 5, "test": 30},
+        "source": {**DATA, "files": ["small/*", "README.md"]},
+        "dataset": {"config": "small", "text": "question", "label": "mark", "train": "train", "test": "dev"},
+    }  # fmt: skip
+    data = load_data(task, None, 8)
+    assert data.label_names == ("n", "y")
+    assert all(text.startswith("dev") for text in data.test["text"])
+    assert not any(path.endswith("other/train.csv") for path in server.asked)
 
 
 @pytest.mark.parametrize("step", ["tree", "resolve"])
