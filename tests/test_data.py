@@ -132,6 +132,13 @@ def test_impossible_splits(task, sizes, message):
         load_data(task, None, 8)
 
 
+def test_an_example_that_comes_twice_is_known_by_both_of_its_texts():
+    raw = {"text": ["a", "a", "a", "b"], "pair": ["x", "y", "x", "x"], "label": [0.0, 1.0, 2.0, 3.0]}
+    splits = split_rows({"all": raw}, {"train": 1, "validation": 1, "test": 1}, "regression", "t")
+    found = sorted((*rows["text"], *rows["pair"]) for rows in splits.values())
+    assert found == [("a", "x"), ("a", "y"), ("b", "x")]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 8), st.sampled_from("ab")), min_size=40, max_size=80), st.integers(0, 99))
 def test_one_file_splits_share_no_group_and_no_text(examples, seed):

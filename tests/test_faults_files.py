@@ -16,7 +16,7 @@ import torch
 from tests.fault_cells import STEPS, workers_below
 from tests.test_faults_cells import cells, out, result, shared, whole
 
-from leantune import plan, sources, svd
+from leantune import cache, plan, svd
 
 __all__ = ["cells", "out", "shared"]
 pytestmark = pytest.mark.faults
@@ -199,10 +199,10 @@ def test_a_truncated_download_in_the_cache_is_fetched_again(tmp_path, monkeypatc
     def build(folder):
         (folder / "weights.bin").write_bytes(bytes(range(256)) * 40)
 
-    file = sources.entry("key", build) / "weights.bin"
+    file = cache.entry("key", build) / "weights.bin"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     file.write_bytes(file.read_bytes()[:100])
-    assert hashlib.sha256((sources.entry("key", build) / "weights.bin").read_bytes()).hexdigest() == digest
+    assert hashlib.sha256((cache.entry("key", build) / "weights.bin").read_bytes()).hexdigest() == digest
 
 
 # ------------------------------------------------------------------ a control group

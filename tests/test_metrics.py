@@ -18,6 +18,13 @@ def test_classification():
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 0 + 0) / 4)
 
 
+def test_binary_classification():
+    # class 1: 2 hits, 3 predicted, 4 there: F1 4/7; of 7, 4 right; Matthews (2*2 - 1*2) / sqrt(3 * 4 * 3 * 4)
+    scores = compute("binary_classification", [1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 1, 1, 0, 0])
+    assert scores == pytest.approx({"accuracy": 4 / 7, "binary_f1": 4 / 7, "matthews": 2 / 12})
+    assert compute("binary_classification", [0, 0], [0, 1]) == {"accuracy": 0.5, "binary_f1": 0.0, "matthews": 0.0}
+
+
 def test_regression():
     scores = compute("regression", [1.0, 2.0, 9.0], [1.0, 2.0, 3.0])
     # deviations (-3, -2, 5) and (-1, 0, 1): 8 / sqrt(38 * 2)

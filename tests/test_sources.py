@@ -1,14 +1,12 @@
-"""Fetching, unpacking and caching, on real pip, real archives and a real (local) hub server."""
+"""Fetching, unpacking and caching, on real pip and real archives."""
 
 import hashlib
-import http.server
 import io
 import json
 import os
 import subprocess
 import sys
 import tarfile
-import threading
 import zipfile
 from pathlib import Path
 
@@ -280,91 +278,6 @@ def test_local_file_hash(tmp_path):
         fetch({"local": "a", "sha256": "0" * 64}, tmp_path)
     with pytest.raises(BadInput, match="does not exist"):
         fetch({"local": "b"}, tmp_path)
-
-
-# ------------------------------------------------------------------ the hub
-
-
-def test_hub_mirror(tmp_path, cache, monkeypatch):
-    (tmp_path / "org" / "name").mkdir(parents=True)
-    (tmp_path / "org" / "name" / "config.json").write_text("{}")
-    monkeypatch.setenv("LEANTUNE_MIRROR", str(tmp_path))
-    assert fetch({"hub": "org/name", "path": "config.json"}).read_text() == "{}"
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [({"hub": "org/name"}, "needs `revision:`"), ({"hub": "../name", "revision": "a"}, "must be written org/name")],
-)
-def test_bad_hub_block(source, message, cache):
-    with pytest.raises(BadInput, match=message):
-        fetch(source)
-
-
-COMMIT = "a" * 40
-FILES = {"config.json": b'{"model_type": "bert"}', "model.onnx": b"not wanted"}
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's protocol as a snapshot needs."""
-
-    def do_HEAD(self):
-        self.answer()
-
-    def do_GET(self):
-        self.wfile.write(self.answer())
-
-    def answer(self):
-        name = self.path.split("?")[0].rsplit("/", 1)[-1]
-        if self.path.startswith(f"/api/models/org/name/revision/{COMMIT}"):
-            body = json.dumps({"id": "org/name", "sha": COMMIT}).encode()
-        elif self.path.startswith(f"/api/models/org/name/tree/{COMMIT}"):
-            files = [{"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in FILES.items()]
-            body = json.dumps(files).encode()
-        elif self.path.startswith(f"/org/name/resolve/{COMMIT}/") and name in FILES:
-            body = FILES[name]
-        else:
-            self.send_error(404)
-            return b""
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.end_headers()
-        return body
-
-    def log_message(self, *words):
-        pass
-
-
-def fetch_from(endpoint, revision, offline="0"):
-    """stdout and stderr of a fetch in a process of its own: the hub library reads its address at import."""
-    code = "import sys, leantune.sources as s; p = s.fetch({'hub': 'org/name', 'revision': sys.argv[1]}); print(p)"
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": offline, "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code, revision], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def test_hub_snapshot(cache):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        found = fetch_from(f"http://127.0.0.1:{server.server_port}", COMMIT)
-        unknown = fetch_from(f"http://127.0.0.1:{server.server_port}", "b" * 40)
-    finally:
-        server.shutdown()
-    folder = Path(found.stdout.strip())
-    assert folder.is_relative_to(cache), found.stderr
-    assert {p.name for p in folder.iterdir()} == {"config.json"}  # weights of other frameworks are left out
-    assert (folder / "config.json").read_bytes() == FILES["config.json"]
-    assert "BadInput: hub org/name at bbbb" in unknown.stderr
-
-
-def test_hub_without_network(cache):
-    done = fetch_from("http://127.0.0.1:9", COMMIT, offline="1")
-    assert "BadInput: hub org/name at aaaa" in done.stderr
-    assert "LEANTUNE_MIRROR" in done.stderr
 
 
 def test_sources_do_not_import_torch():

@@ -126,9 +126,11 @@ def test_bootstrap_p_is_two_sided():
     assert 0.1 < found.p < 0.9
 
 
-@pytest.mark.parametrize("metric", ["pearson", "spearman", "macro_f1", "accuracy", "loss", "perplexity"])
+@pytest.mark.parametrize(
+    "metric", ["pearson", "spearman", "macro_f1", "binary_f1", "matthews", "accuracy", "loss", "perplexity"]
+)
 def test_weighted_scores_are_the_metrics_of_the_repeated_examples(metric):
-    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     rng = np.random.default_rng(3)
     if metric in ("pearson", "spearman"):
@@ -137,12 +139,15 @@ def test_weighted_scores_are_the_metrics_of_the_repeated_examples(metric):
     elif metric in ("loss", "perplexity"):
         predicted, truth = 9 * rng.random(40), rng.integers(1, 9, 40).astype(float)  # tokens of each example
     else:
-        truth = rng.integers(0, 4, 40).astype(float)
-        predicted = np.where(rng.random(40) < 0.5, truth, rng.integers(0, 4, 40))
+        classes = 2 if metric in ("binary_f1", "matthews") else 4
+        truth = rng.integers(0, classes, 40).astype(float)
+        predicted = np.where(rng.random(40) < 0.5, truth, rng.integers(0, classes, 40))
     reference = {
         "pearson": lambda x, y: scipy_stats.pearsonr(x, y)[0],
         "spearman": lambda x, y: scipy_stats.spearmanr(x, y)[0],
         "macro_f1": lambda x, y: f1_score(y, x, average="macro"),
+        "binary_f1": lambda x, y: f1_score(y, x),
+        "matthews": lambda x, y: matthews_corrcoef(y, x),
         "accuracy": lambda x, y: accuracy_score(y, x),
         "loss": lambda x, y: x.sum() / y.sum(),
         "perplexity": lambda x, y: np.exp(x.sum() / y.sum()),
@@ -155,6 +160,12 @@ def test_weighted_scores_are_the_metrics_of_the_repeated_examples(metric):
         chosen = np.repeat(np.arange(40), row.astype(int))
         expected = reference(predicted[chosen], truth[chosen])
         assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("metric", ["binary_f1", "matthews"])
+def test_a_score_of_two_classes_is_0_where_only_the_first_is_predicted(metric):
+    score = stats.weighted_score(metric, [0.0, 0.0, 0.0], [0.0, 0.0, 1.0])
+    assert score(np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])).tolist() == [0.0, 0.0]
 
 
 def test_an_unknown_metric_is_an_error():

@@ -31,7 +31,8 @@ Groups = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Data:
-    """A task's examples. Splits are `datasets.Dataset` with `text` (and `label`) and, for models, `input_ids`.
+    """A task's examples. Splits are `datasets.Dataset` with `text` (and `label`, and `pair` where an example has a second
+    text) and, for models, `input_ids`, with `token_type_ids` for pairs where the tokenizer makes them.
 
     `label` is a class index (classification), a float (regression) or absent (language modelling).
     """

@@ -155,7 +155,7 @@ def _prediction(records: Sequence[Record], limits: Limits) -> Iterator[Row]:
 
 
 def _are_classes(record: Record) -> bool:
-    return value(record, "quality.metric") in ("accuracy", "macro_f1")
+    return value(record, "quality.metric") in ("accuracy", "macro_f1", "binary_f1", "matthews")
 
 
 def _chance(check: str, record: Record) -> Row:

@@ -19,7 +19,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from leantune import gpus, record, registry
+from leantune import gpus, hub, record, registry
 from leantune.errors import BadInput
 from leantune.gpu_lease import Leased, gpu_lease
 from leantune.plan import Cell
@@ -274,6 +274,7 @@ def _resolve_arguments(cell: Cell) -> dict[str, Any]:
 def _record(cell: Cell, result: dict[str, Any], started: float, command: list[str]) -> Record:
     points = [p.point for p in cell.parts if p.point]
     when = datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds")
+    sources = [cell.task.spec["source"]] + ([] if cell.model_name == "none" else [cell.model.spec["source"]])
     known = ("memory", "parameters", "time", "quality", "inference", "size", "details")
     return {
         **record.EMPTY,
@@ -290,7 +291,11 @@ def _record(cell: Cell, result: dict[str, Any], started: float, command: list[st
             "trial": cell.trial,
         },
         "key": {**cell.key, "samples": result.get("samples")},
-        "provenance": {**record.provenance(command, cell.hashes, cell.hardware), "started": when},
+        "provenance": {
+            **record.provenance(command, cell.hashes, cell.hardware),
+            "revisions": hub.locked_revisions(sources),
+            "started": when,
+        },
     }
 
 

@@ -1,9 +1,10 @@
 """A task's examples: fixed seeded subsets, tokenized once, and the batches that the loop asks for.
 
-Raw examples come from the `files:` of a task.yaml (tab-separated files with three header lines) or from the
-task's own `task.py`, or that of the task which `loader:` names: `load(folder) -> {"all": Dataset}` or
-`{"train": Dataset, "test": Dataset}` with columns `text`, `label` and, where several examples come from one document
-that no two splits may share, `group`.
+Raw examples come from the `files:` of a task.yaml (tab-separated files with three header lines), from its `dataset:`
+(a data set in the hub's layout, see datasetfiles.py), or from the task's own `task.py`, or that of the task which
+`loader:` names: `load(folder) -> {"all": Dataset}` or `{"train": Dataset, "test": Dataset}`, with `validation` if it has
+one of its own. Columns: `text`, `label`, `pair` where an example has two texts and, where several examples come
+from one document that no two splits may share, `group`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from leantune.api import Batch, Data
+from leantune.datasetfiles import read_dataset
 from leantune.errors import BadInput
 from leantune.registry import loader_folder
 from leantune.sources import fetch
@@ -36,7 +38,8 @@ def load_data(task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
     """The task's three splits, cut to `length` tokens; `tokenizer` None (controls) leaves `input_ids` out.
 
     `task` is the content of a task.yaml plus `folder`, the folder it lies in. Class labels become indices
-    into the sorted names, regression labels floats. Language models get blocks of exactly `length` tokens.
+    into the sorted names (a `ClassLabel` keeps its own order), regression labels floats. Language models get blocks of
+    exactly `length` tokens.
 
     Raises BadInput for an empty split, too few examples, or a label that training does not have.
     """
@@ -44,18 +47,18 @@ def load_data(task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
     for split in ("train", "validation", "test"):
         if sizes.get(split, 0) < 1:
             raise BadInput(f"task '{task['name']}' has an empty {split} split; set splits.{split} to 1 or more")
-    raw = load_rows(task)
+    raw, classes = _load(task)
     if kind in ("causal_lm", "masked_lm"):
         if tokenizer is None:
             raise BadInput(f"task '{task['name']}' is language modelling: it needs a model with a tokenizer")
-        splits = blocks_of(raw["all"]["text"], sizes, tokenizer, length, kind=kind, task=task["name"])
+        splits = blocks_of(raw, sizes, tokenizer, length, kind=kind, task=task["name"])
         names: tuple[str, ...] = ()
     else:
         splits = split_rows(raw, sizes, kind, task["name"])
-        names = _number_labels(splits, kind, task["name"])
+        names = _number_labels(splits, kind, task["name"], classes)
         if tokenizer is not None:
             for rows in splits.values():
-                rows.update(_tokenize(rows["text"], tokenizer, length))
+                rows.update(_tokenize(rows, tokenizer, length))
     made = {split: Dataset.from_dict(rows) for split, rows in splits.items()}
     collate = Collate.of(kind, tokenizer) if tokenizer is not None else None
     return Data(kind=kind, label_names=names, tokenizer=tokenizer, collate=collate, **made)
@@ -63,23 +66,35 @@ def load_data(task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
 
 def load_rows(task: Mapping[str, Any]) -> dict[str, Rows]:
     """The raw examples by file split (`train` and `test`, or `all`), as columns."""
+    return _load(task)[0]
+
+
+def _load(task: Mapping[str, Any]) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The raw examples, and the names of the classes where their labels are numbers already."""
     folder = Path(task["folder"])
     source = fetch(task["source"], folder)
     if "files" in task:
         files = {split: task["files"][split] for split in ("train", "test", "all") if split in task["files"]}
         columns = {column: task["files"][column] for column in ("text", "label") if column in task["files"]}
-        return {split: read_tab(source / name, columns) for split, name in files.items()}
-    loaded = _own_loader(loader_folder(task, folder))(source)
-    return {split: rows.to_dict() for split, rows in loaded.items()}
+        return {split: read_tab(source / name, columns) for split, name in files.items()}, ()
+    if "dataset" in task:
+        loaded = read_dataset(source, task["dataset"], str(task["source"].get("hub", source)))
+    else:
+        loaded = dict(_own_loader(loader_folder(task, folder))(source))
+    label = next(iter(loaded.values())).features.get("label")
+    classes = tuple(label.names) if isinstance(label, ClassLabel) else ()
+    return {split: rows.to_dict() for split, rows in loaded.items()}, classes
 
 
 def sample_hash(data: Data) -> str:
-    """sha256 over the texts and labels of train, validation and test, in order."""
+    """sha256 over the texts, their pairs and the labels of train, validation and test, in order."""
     digest = hashlib.sha256()
     for split in (data.train, data.validation, data.test):
         labels = split["label"] if "label" in split.column_names else [None] * len(split)
         for text, label in zip(split["text"], labels, strict=True):
             digest.update(f"{label!r}\t{len(text)}\t{text}\n".encode("utf-8", "surrogatepass"))
+        for pair in split["pair"] if "pair" in split.column_names else ():
+            digest.update(f"{len(pair)}\t{pair}\n".encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.hexdigest()
 
@@ -106,20 +121,25 @@ class Collate:
 
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:
         """`input_ids`, `attention_mask` (batch, length) int64; `labels` (batch,) int64 or float32, or
-        (batch, length) int64 with -100 where nothing is predicted (padding is known by the mask alone)."""
+        (batch, length) int64 with -100 where nothing is predicted (padding is known by the mask alone). Examples that
+        have `token_type_ids` (which of two texts a token is of) keep them, 0 on padding."""
         ids = [torch.tensor(example["input_ids"]) for example in examples]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad_id)
         attention = pad_sequence([torch.ones_like(i) for i in ids], batch_first=True)
+        types = {}
+        if "token_type_ids" in examples[0]:
+            rows = [torch.tensor(example["token_type_ids"]) for example in examples]
+            types = {"token_type_ids": pad_sequence(rows, batch_first=True)}
         if self.kind == "causal_lm":
             labels = input_ids.masked_fill(attention == 0, -100)
         elif self.kind == "masked_lm":
             input_ids, labels = self._masked(input_ids, attention)
         elif "label" not in examples[0]:
-            return {"input_ids": input_ids, "attention_mask": attention}
+            return {"input_ids": input_ids, "attention_mask": attention, **types}
         else:
             dtype = torch.float32 if self.kind == "regression" else torch.int64
             labels = torch.tensor([example["label"] for example in examples], dtype=dtype)
-        return {"input_ids": input_ids, "attention_mask": attention, "labels": labels}
+        return {"input_ids": input_ids, "attention_mask": attention, **types, "labels": labels}
 
     def _masked(self, input_ids: torch.Tensor, attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """BERT's masking: 15 % are predicted, of these 80 % masked, 10 % random, 10 % left as they are.
@@ -147,7 +167,7 @@ def batches(
 ) -> Iterator[Batch]:
     """`steps` batches of `batch` examples, going on into the next epoch; without `steps` one pass, in which the
     last batch may be smaller. With `shuffle` every epoch has its own order, all of them fixed by `seed`."""
-    kept = [column for column in ("input_ids", "label") if column in split.column_names]
+    kept = [column for column in ("input_ids", "token_type_ids", "label") if column in split.column_names]
     rows = split.select_columns(kept).to_list()
     order = _endless(len(rows), seed, shuffle)
     if steps is not None:
@@ -174,23 +194,47 @@ def _endless(count: int, seed: int, shuffle: bool) -> Iterator[int]:
         epoch += 1
 
 
-def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> dict[str, list[list[int]]]:
-    """`input_ids` cut to `length`. Words that cannot be among them are dropped first: newsgroups run to pages."""
+def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int) -> Rows:
+    """`input_ids` cut to `length`, and `token_type_ids` of pairs where the tokenizer makes them.
+
+    Two texts are framed as the tokenizer frames pairs and the longer one is cut first; for a tokenizer without a
+    separator they are one text with a line end between. Words of a single text that cannot be among the tokens are
+    dropped first: newsgroups run to pages.
+    """
+    texts, pairs = rows["text"], rows.get("pair")
+    if pairs is not None and tokenizer.sep_token is None:
+        texts, pairs = [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)], None
     words = re.compile(rf"(?:\s*\S+){{0,{length + 16}}}")
-    ids: list[list[int]] = []
+    columns: Rows = {"input_ids": []}
     for start in range(0, len(texts), _CHUNK):
-        chunk = [words.match(text).group() for text in texts[start : start + _CHUNK]]  # type: ignore[union-attr]
-        made = tokenizer(chunk, truncation=True, max_length=length)
-        ids.extend(made["input_ids"])
-    return {"input_ids": ids, "attention_mask": [[1] * len(i) for i in ids]}
+        chunk = texts[start : start + _CHUNK]
+        if pairs is None:
+            chunk = [words.match(text).group() for text in chunk]  # type: ignore[union-attr]
+            made = tokenizer(chunk, truncation=True, max_length=length)
+        else:
+            made = tokenizer(chunk, pairs[start : start + _CHUNK], truncation=True, max_length=length)
+            if "token_type_ids" in made:
+                columns.setdefault("token_type_ids", []).extend(made["token_type_ids"])
+        columns["input_ids"].extend(made["input_ids"])
+    return {**columns, "attention_mask": [[1] * len(ids) for ids in columns["input_ids"]]}
 
 
-def _number_labels(splits: dict[str, Rows], kind: str, task: str) -> tuple[str, ...]:
-    """Replace labels by numbers, in place; returns the sorted class names."""
+def _number_labels(splits: dict[str, Rows], kind: str, task: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Replace labels by numbers, in place; returns the class names: `classes`, whose numbers the labels are already,
+    or else the sorted labels."""
     if kind == "regression":
         for rows in splits.values():
             rows["label"] = [float(label) for label in rows["label"]]
         return ()
+    if classes:
+        for split, rows in splits.items():
+            hidden = set(rows["label"]) - set(range(len(classes)))
+            if hidden:
+                raise BadInput(
+                    f"label {min(hidden)} of task '{task}' in the {split} split is none of its {len(classes)} classes; "
+                    "a split whose labels are hidden cannot be used"
+                )
+        return classes
     names = tuple(sorted({str(label) for label in splits["train"]["label"]}))
     index = {name: i for i, name in enumerate(names)}
     for split, rows in splits.items():

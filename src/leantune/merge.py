@@ -15,7 +15,12 @@ from leantune.groups import Entry, value
 from leantune.record import Record, read_record, write_record
 
 NEEDED = ("allocate_64mib_tensors", "sleep", "train_nothing_parameters", "random", calibration.LEAK)
-EXACT = ("accuracy", "macro_f1")  # counts; other scores lose digits, as predictions are kept to five decimals
+EXACT = (
+    "accuracy",
+    "macro_f1",
+    "binary_f1",
+    "matthews",
+)  # counts; other scores lose digits, as predictions are kept to five decimals
 
 
 @dataclass(frozen=True)

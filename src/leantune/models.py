@@ -34,8 +34,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from leantune.cache import entry, file_sha256
 from leantune.errors import BadInput
-from leantune.sources import entry, fetch, file_sha256
+from leantune.sources import fetch
 
 _CLASSES: dict[str, Any] = {
     "classification": AutoModelForSequenceClassification,

@@ -74,6 +74,7 @@ class Probe:
     ctx: Context
     shape: tuple[int, int]  # sequences and tokens of the longest batch
     checkpointing: bool = False  # what a prediction must switch on; a cell's model has it on already
+    token_types: bool = False  # whether batches say which of two texts a token is of
     known: dict[Hashable, dict[str, Any]] = field(default_factory=dict, repr=False)  # entries by `structure`
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
@@ -110,7 +111,7 @@ class Probe:
         schedule = replace(self.schedule, steps=STEPS, checks=0, evaluations=0)
         ctx = replace(self.ctx, probe=True, device="cpu", details={})
         micro_batch = max(1, self.shape[0] // schedule.accumulate)
-        batch = longest_batch(model, self.ctx.kind, micro_batch, self.shape[1])
+        batch = longest_batch(model, self.ctx.kind, micro_batch, self.shape[1], self.token_types)
         meter = TensorMeter()
         watch = MeterWatch(meter)
         with meter, contextlib.suppress(Steady):
@@ -123,7 +124,7 @@ class Probe:
         """One forward pass, for a model that is only evaluated."""
         with self._fake():
             fake, _ = fake_copies(model, self.stack)
-            batch = longest_batch(model, self.ctx.kind, *self.shape)
+            batch = longest_batch(model, self.ctx.kind, *self.shape, self.token_types)
             meter = metered_forward(fake.eval(), batch)
         return self._entry(meter, meter.flops, 0, "cuda-simulated")
 
@@ -182,7 +183,7 @@ def metered_forward(model: nn.Module, batch: Batch) -> TensorMeter:
     return meter
 
 
-def longest_batch(model: nn.Module, kind: str, batch: int, length: int) -> Batch:
+def longest_batch(model: nn.Module, kind: str, batch: int, length: int, token_types: bool = False) -> Batch:
     """A batch of the longest shape, fake under a fake mode. Its mask says padding, as one that transformers may
     drop would cost less."""
     ids = torch.ones(batch, length, dtype=torch.long)
@@ -193,6 +194,8 @@ def longest_batch(model: nn.Module, kind: str, batch: int, length: int) -> Batch
         "regression": lambda: torch.zeros(batch, dtype=torch.float32),
     }.get(kind, lambda: torch.zeros_like(ids))
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels()}
+    if token_types:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
     if "next_sentence_label" in inspect.signature(model.forward).parameters:  # BERT's pre-training heads
         inputs["next_sentence_label"] = torch.zeros(batch, dtype=torch.long)
     return inputs

@@ -129,7 +129,7 @@ def _memory_bytes() -> int | None:
 
 
 def _git_state() -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the checkout; working output and published results do not count as dirt."""
+    """(commit, dirty) of the checkout; working output, published results and the lock of sources are no dirt."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str | None:
@@ -142,5 +142,5 @@ def _git_state() -> tuple[str | None, bool | None]:
 
     if not (root / ".git").exists():
         return None, None
-    status = git("status", "--porcelain", "--", ".", ":!runs", ":!results", ":!README.md")
+    status = git("status", "--porcelain", "--", ".", ":!runs", ":!results", ":!README.md", ":!sources.lock")
     return git("rev-parse", "HEAD"), None if status is None else bool(status)

@@ -282,7 +282,7 @@ def _folder_code_hash(folder: Path) -> str:
 
 def task_hash(task: Plugin, settings: Mapping[str, Any]) -> str:
     """Hash of a task's data definition, loader code and resolved training settings."""
-    keep = {k: task.spec[k] for k in ("kind", "source", "files", "metric") if k in task.spec}
+    keep = {k: task.spec[k] for k in ("kind", "source", "files", "dataset", "metric") if k in task.spec}
     keep["metric"] = {k: v for k, v in keep["metric"].items() if k != "target"}
     code = _folder_code_hash(loader_folder(task.spec, task.folder))
     return _digest(json.dumps([keep, settings], sort_keys=True), code)

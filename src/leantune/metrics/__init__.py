@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from leantune.errors import BadInput
 
-MODULES = ("classification", "regression", "language_modelling")
+MODULES = ("classification", "binary_classification", "regression", "language_modelling")
 
 
 def compute(module: str, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float | None]:
