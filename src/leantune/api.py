@@ -96,7 +96,10 @@ class Method:
         return [g for g in groups if g["params"]]
 
     def optimizer(self, groups: Groups, ctx: Context) -> torch.optim.Optimizer:
-        """The optimizer over `groups`. Asked of the optimizer slot only; without one it is this AdamW."""
+        """The optimizer over `groups`. Asked of the optimizer slot only; without one it is this AdamW.
+
+        One that updates within the backward pass, and so leaves no gradients, has an attribute `in_backward = True`.
+        """
         return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
 
     def penalty(self, model: nn.Module) -> Tensor | None:
@@ -104,7 +107,7 @@ class Method:
         return None
 
     def on_step(self, model: nn.Module, step: int, ctx: Context) -> None:
-        """Called after optimizer step `step` (1-based), inside the clock."""
+        """Called after optimizer step `step` (1-based), its gradients still there, inside the clock."""
 
     def on_progress(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: float, ctx: Context

@@ -16,6 +16,7 @@ class Family:
 
     layers: str  # the list of transformer blocks
     query_value: tuple[str, ...]  # last name of the query and value projections (GPT-2 fuses them)
+    key_value: tuple[str, ...]  # last name of the key and value projections
     linears: tuple[str, ...]  # last names of every linear map inside a block, that low-rank methods may change
     attention_output: str  # within a layer: the linear after which an attention adapter goes
     ffn_output: str  # within a layer: the linear after which a feed-forward adapter goes
@@ -26,6 +27,7 @@ class Family:
 _BERT = Family(
     layers="encoder.layer",
     query_value=("query", "value"),
+    key_value=("key", "value"),
     linears=("query", "key", "value", "dense"),
     attention_output="attention.output.dense",
     ffn_output="output.dense",
@@ -35,6 +37,7 @@ _BERT = Family(
 _LLAMA = Family(
     layers="layers",
     query_value=("q_proj", "v_proj"),
+    key_value=("k_proj", "v_proj"),
     linears=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     attention_output="self_attn.o_proj",
     ffn_output="mlp.down_proj",
@@ -46,6 +49,7 @@ FAMILIES: dict[str, Family] = {
     "deberta-v2": Family(
         layers="encoder.layer",
         query_value=("query_proj", "value_proj"),
+        key_value=("key_proj", "value_proj"),
         linears=("query_proj", "key_proj", "value_proj", "dense"),
         attention_output="attention.output.dense",
         ffn_output="output.dense",
@@ -56,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         layers="h",
         query_value=("c_attn",),
+        key_value=("c_attn",),
         linears=("c_attn", "c_proj", "c_fc"),
         attention_output="attn.c_proj",
         ffn_output="mlp.c_proj",
@@ -65,6 +70,7 @@ FAMILIES: dict[str, Family] = {
     "mamba": Family(
         layers="layers",
         query_value=("in_proj",),
+        key_value=(),  # a state-space block has no attention
         linears=("in_proj",),
         attention_output="",  # a state-space block has no attention
         ffn_output="mixer.out_proj",

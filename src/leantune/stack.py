@@ -31,12 +31,14 @@ class Stack:
     def resumable(self) -> bool:
         """Whether a run can go on from its model, optimizer and details: no plugin keeps anything else meanwhile.
 
-        A plugin with hooks inside the loop says so in its yaml (`resumable: true`); one without has nothing to keep.
+        Its yaml may say so (`resumable`); else a plugin without hooks inside the loop has nothing to keep.
         """
         hooks = ("penalty", "on_step", "on_progress")
         return all(
-            part.plugin.spec.get("resumable")
-            or all(getattr(type(self.methods[part.slot]), hook) is getattr(Method, hook) for hook in hooks)
+            part.plugin.spec.get(
+                "resumable",
+                all(getattr(type(self.methods[part.slot]), hook) is getattr(Method, hook) for hook in hooks),
+            )
             for part in self.parts
         )
 

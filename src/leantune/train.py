@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from leantune import checkpoint
 from leantune.api import Batch, Context
-from leantune.errors import Diverged
+from leantune.errors import Diverged, Unsupported
 from leantune.stack import Stack
 
 CHECKS = 10  # on_progress calls a run
@@ -135,10 +135,12 @@ def train(
             torch.nn.utils.clip_grad_norm_((p for p in model.parameters() if p.grad is not None), schedule.clip)
         optimizer.step()
         scheduler.step()
+        stepped = _now(ctx.device)
+        stack.on_step(model, step, ctx)
+        in_hooks += _now(ctx.device) - stepped
         optimizer.zero_grad(set_to_none=True)
         watch.mark("other")
         stepped = _now(ctx.device)
-        stack.on_step(model, step, ctx)
         if step in check_steps:
             change = stack.on_progress(model, optimizer, check_steps[step], ctx)
             if change is not None:
@@ -171,6 +173,12 @@ def _prepare(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Optimizer and learning-rate scheduler, the latter at the position of `done` steps."""
     optimizer = stack.optimizer(stack.parameter_groups(model, ctx), ctx)
+    if getattr(optimizer, "in_backward", False) and (schedule.clip or schedule.accumulate > 1):
+        setting = f"clip {schedule.clip:g}" if schedule.clip else f"accumulate {schedule.accumulate}"
+        raise Unsupported(
+            f"{type(optimizer).__name__} steps within the backward pass, so no gradients are left for {setting}; "
+            "set task.clip=0 and task.accumulate=1 or take another optimizer"
+        )
     warmup = round(schedule.warmup * schedule.steps)
     scheduler = get_scheduler(schedule.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=schedule.steps)
     for _ in range(done):

@@ -1,0 +1,79 @@
+"""Any tuner of the peft library: its layers around the linear maps of the blocks, merged at the export."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import peft
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+
+from leantune.api import BadInput, Context, Data, Method, Unsupported, freeze_body
+from leantune.architectures import family, linears
+
+
+class Peft(Method):
+    tuner: BaseTuner  # peft's own object around the attached model
+
+    def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
+        config = self._config(self.settings(model, ctx))
+        freeze_body(model)
+        head = [p for p in model.parameters() if p.requires_grad]
+        # The class itself, since `inject_adapter_in_model` refuses tuners whose layers share tensors, such as VeRA.
+        try:
+            self.tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](model, config, "default")
+        except TypeError as error:  # what peft raises for a kind of layer that the tuner does not know
+            raise Unsupported(f"{self.params['tuner']} does not fit family '{ctx.family}': {error}") from error
+        for p in head:  # peft froze all that is not its own
+            p.requires_grad_(True)
+        return model, data
+
+    def settings(self, model: nn.Module, ctx: Context) -> dict[str, Any]:
+        """The fields of the tuner's config class."""
+        where = family(ctx.family)
+        targets = {"query_value": where.query_value, "all": where.linears}
+        if self.params["targets"] not in targets:
+            raise BadInput(f"the setting targets is '{self.params['targets']}'; allowed: {', '.join(targets)}")
+        named = {"r": self.params["rank"], "lora_alpha": self.params["alpha"]}
+        return {
+            "target_modules": paths(model, ctx, targets[self.params["targets"]]),
+            "fan_in_fan_out": ctx.family == "gpt2",  # its Conv1D keeps the weight as (in, out)
+            **{name: value for name, value in named.items() if value is not None},
+            **self.params["config"],
+        }
+
+    def _config(self, settings: dict[str, Any]) -> peft.PeftConfig:
+        name = self.params["tuner"]
+        made = getattr(peft, name, None)
+        if not (isinstance(made, type) and issubclass(made, peft.PeftConfig)):
+            raise BadInput(
+                f"the setting tuner is '{name}', which is no config class of peft; give one such as LoraConfig"
+            )
+        if issubclass(made, peft.PromptLearningConfig):
+            raise Unsupported(f"{name} adds tokens to the input and not layers to the model; take a tuner of layers")
+        known = {f.name for f in fields(made)}
+        if "fan_in_fan_out" not in known:
+            del settings["fan_in_fan_out"]
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise BadInput(f"{name} has no field '{unknown[0]}'; set rank or alpha to null, or mend the setting config")
+        try:
+            return made(**settings)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{name} refuses these settings: {error}") from error
+
+    def export(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """The update merged into the weights: a plain `transformers` model."""
+        for name, module in list(model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                module.merge()
+                model.set_submodule(name, module.get_base_layer())
+        return model
+
+
+def paths(model: nn.Module, ctx: Context, names: tuple[str, ...]) -> list[str]:
+    """Full names of the blocks' linears with these last names: a suffix would also reach the pooler or the head."""
+    found = {id(child) for _, _, child in linears(model, ctx.family, names)}
+    return [name for name, module in model.named_modules() if id(module) in found]
