@@ -48,6 +48,7 @@ class Bill:
     gpu: str
     efficiency: float
     limit_bytes: int  # a run that needs more is not counted
+    grids: list[str]  # of the config, in its order
     rows: list[Row]
     predictions: int  # made; rows of one model, stack, kind and shape share one
 
@@ -55,8 +56,7 @@ class Bill:
         """Runs, FLOPs and hours of each grid as if it were run alone, then of the whole config (`all`), in which
         runs that grids share count once. `runs`, `flops` and `hours` are of rows with status `ok`, the others are
         counted under their status."""
-        grids = dict.fromkeys(name for row in self.rows for name in row["grids"])
-        chosen = {name: [row for row in self.rows if name in row["grids"]] for name in grids} | {"all": self.rows}
+        chosen = {name: [row for row in self.rows if name in row["grids"]] for name in self.grids} | {"all": self.rows}
         return [{"grid": name, **_total(rows)} for name, rows in chosen.items()]
 
 
@@ -108,21 +108,25 @@ def draw_up(
     if gpu not in cards.PEAK_TFLOPS:
         raise BadInput(f"--gpu '{gpu}' is no card whose peak is known; known: {', '.join(cards.PEAK_TFLOPS)}")
     limit = int(cards.USABLE_GIB[gpu] * cards.GIB) if under is None else under
-    asked = items(config)
-    asks = [None if item.cell.model_name == "none" else _ask(item.cell) for item in asked]
-    keys = [None if ask is None else _key(item.cell, ask) for item, ask in zip(asked, asks, strict=True)]
-    distinct = {key: (item.cell, ask) for key, item, ask in zip(keys, asked, asks, strict=True) if key and ask}
+    asked: list[tuple[Item, str]] = []
+    asks: dict[str, tuple[Cell, sweep.Ask]] = {}
+    for item in items(config):
+        ask = _ask(item.cell)
+        asked.append((item, _key(item.cell, ask)))
+        if item.cell.model_name != "none":  # a control without a model
+            asks.setdefault(_key(item.cell, ask), (item.cell, ask))
     answers: dict[str, Row] = {}
-    with sweep.progress(len(distinct)) as told:
-        for key, (cell, ask) in distinct.items():
-            answers[key] = sweep.answer(ask)
-            told({**answers[key], "method": cell.method})
+    with sweep.progress(len(asks)) as told:
+        for name, (cell, ask) in asks.items():
+            answers[name] = sweep.answer(ask)
+            told({**answers[name], "method": cell.method})
     rows: dict[str, Row] = {}
-    for item, key in zip(asked, keys, strict=True):
-        row = _row(item, answers[key] if key else None, gpu, efficiency, limit)
+    for item, name in asked:
+        row = _row(item, answers.get(name), gpu, efficiency, limit)
         former = rows.setdefault(json.dumps({**row, "runs": 0}), {**row, "runs": 0})
         former["runs"] += item.runs
-    return Bill(gpu, efficiency, limit, list(rows.values()), len(distinct))
+    grids = dict.fromkeys(block["grid"] for block in config["cells"] if "grid" in block)
+    return Bill(gpu, efficiency, limit, list(grids), list(rows.values()), len(asks))
 
 
 def _ask(cell: Cell) -> sweep.Ask:
@@ -170,7 +174,7 @@ def _row(item: Item, answer: Row | None, gpu: str, efficiency: float, limit: int
         "method": cell.method, "runs": item.runs, "batch": training["batch"], "seq": training["length"],
         "steps": training["steps"], "dtype": training["dtype"], "status": "ok",
     }  # fmt: skip
-    if answer is None:  # a control without a model takes no GPU
+    if answer is None:  # a control, which takes no GPU
         return {**row, "memory_bytes": 0, "flops_per_step": 0, "flops": 0, "hours": 0.0}
     if answer["status"] != "ok":
         return {**row, "status": answer["status"], "reason": answer["reason"]}
