@@ -14,7 +14,7 @@ from subprocess import DEVNULL
 import pytest
 import yaml
 
-from leantune import registry
+from leantune import plan, registry
 
 ROOT = registry.roots()[0]
 METHOD = """from leantune.api import Method
@@ -105,6 +105,23 @@ def test_what_reruns_and_what_does_not(project):
 
     shutil.rmtree(project.folder / ".snakemake")
     assert project.planned()[0] == ["gamma"]
+
+
+def test_a_grid_is_chosen_by_config_and_every_later_step_sees_the_choice(project):
+    block = {"models": ["minilm-l6"], "tasks": ["sentiment"]}
+    grids = {"one": [{**block, "methods": ["alpha"]}], "two": [{**block, "methods": ["beta"]}]}
+    (project.folder / "grids.yaml").write_text(yaml.safe_dump({"grids": grids}))
+    words = ["--configfile", "grids.yaml"]
+    assert project.planned(*words)[0] == ["alpha", "beta"]  # in place of the default's cells
+    assert project.planned(*words, "--config", "grid=two")[0] == ["beta"]
+    done = project.snakemake(*words, "--config", "grid=two", "--until", "settings")
+    assert done.returncode == 0, done.stderr
+    kept = plan.load_config(project.folder / "out" / "config.json")
+    assert [(one["grid"], one["methods"]) for one in kept["cells"]] == [("two", ["beta"])]
+    wrong = project.snakemake("--dry-run", *words, "--config", "grid=three")
+    assert wrong.returncode != 0
+    assert "no grid is called 'three'; its grids: one, two" in wrong.stdout + wrong.stderr
+    assert "Traceback" not in wrong.stdout + wrong.stderr
 
 
 def test_trials_come_first_and_their_choice_feeds_the_cells(project):

@@ -7,12 +7,14 @@ import gc
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from leantune import cell as cells
 from leantune import plan, record, registry, sweep
 from leantune.errors import BadInput
+from leantune.text import write_text
 
 
 def _settings_and_method(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -104,7 +106,7 @@ def validate(arguments: argparse.Namespace) -> None:
     for file in files:
         spec = registry.read_yaml(file)
         schema = {"method.yaml": "method", "task.yaml": "task"}.get(file.name)
-        schema = schema or ("model" if "architecture" in spec else "config" if "cells" in spec else None)
+        schema = schema or ("model" if "architecture" in spec else "config" if {"cells", "grids"} & {*spec} else None)
         if schema is None:
             raise BadInput(f"{file}: neither a method.yaml, a task.yaml, a model nor a config; nothing to check it by")
         registry.validate(spec, schema, file)
@@ -155,8 +157,21 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 
 def _configured(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
-    config = plan.load_config(arguments.config)
+    config = plan.load_config(arguments.config, arguments.grid)
     return config, arguments.output or Path(config["output"])
+
+
+def plan_(arguments: argparse.Namespace) -> None:
+    from leantune import bill, cards
+
+    under = None if arguments.under is None else cards.parse_bytes(arguments.under)
+    if arguments.under in cards.USABLE_GIB:
+        under = int(cards.USABLE_GIB[arguments.under] * cards.GIB)
+    config = plan.load_config(arguments.config, arguments.grid)
+    found = bill.draw_up(config, arguments.gpu, arguments.efficiency, under)
+    if arguments.csv:
+        write_text(arguments.csv, bill.table(found))
+    print(json.dumps({**asdict(found), "totals": found.totals()}) if arguments.json else bill.describe(found))
 
 
 def tables(arguments: argparse.Namespace) -> None:
@@ -237,7 +252,9 @@ def rerun(arguments: argparse.Namespace) -> None:
     removed = tables.remove(output, plan.expand(config), statuses)
     print("\n".join(map(str, removed)) or "no such record")
     if removed:
-        print(f"run `snakemake --cores all --configfile {shlex.quote(str(arguments.config))}` to repeat them")
+        grid = ["--config", f"grid={arguments.grid}"] if arguments.grid else []
+        words = ["snakemake", "--cores", "all", "--configfile", str(arguments.config), *grid]
+        print(f"run `{shlex.join(words)}` to repeat them")
 
 
 def new(arguments: argparse.Namespace) -> None:

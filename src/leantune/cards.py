@@ -20,6 +20,17 @@ USABLE_GIB = {
     "L40S": 44.42,  # stepfun-ai/Step-Video-T2V#8
     "A100-80GB": 79.25,  # wbfwonderful/Vad-R1#11
 }
+# Dense peak in TFLOPS, on tensor cores in bf16 and outside them in fp32, as NVIDIA states it; halved where the
+# datasheet gives bf16 with sparsity only.
+PEAK_TFLOPS = {
+    "L4": {"bf16": 121.0, "fp32": 30.3},  # L4 datasheet: 242 with sparsity
+    "RTX 4090": {"bf16": 165.2, "fp32": 82.6},  # Ada architecture whitepaper, appendix A: fp32 accumulate
+    "A100-40GB": {"bf16": 312.0, "fp32": 19.5},  # A100 datasheet
+    "L40S": {"bf16": 362.0, "fp32": 91.6},  # L40S datasheet
+    "A100-80GB": {"bf16": 312.0, "fp32": 19.5},
+}
+EFFICIENCY = 0.35  # an assumed share of the peak: published runs of large models reached 0.21 to 0.46 (arXiv
+# 2204.02311, table 3); small models at small batches reach less
 CONTEXT_BYTES = GIB  # allowed for the CUDA context and library workspaces, which torch does not count
 
 

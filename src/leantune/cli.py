@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leantune import actions
+from leantune.cards import EFFICIENCY
 from leantune.errors import BadInput, Unsupported
 
 EXAMPLES = """examples:
@@ -18,9 +19,11 @@ EXAMPLES = """examples:
   leantune run --model minilm-l6 --task sentiment --method vocab_pruning+svfit@r64+came --out row.json
   leantune predict --model llama2-7b --method lora --batch 4 --seq 512 --dtype bf16
   leantune predict --model bert-base,roberta-base --method full,lora,came --batch 8,32 --seq 128
+  leantune plan --config config/paper.yaml --grid svfit --gpu L4
   leantune tables --config config/config.yaml
   leantune claims --records results/records svfit came
 """
+GRID = "only this one of the config's grids"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,8 +121,18 @@ def _parser() -> argparse.ArgumentParser:
     _trust_flag(predict)
     predict.set_defaults(action=actions.predict)
 
+    bill = commands.add_parser("plan", help="memory, FLOPs and hours of everything a config runs, before it runs")
+    _config_flags(bill)
+    bill.add_argument("--gpu", default="A100-40GB", metavar="CARD", help="hours are those on this card (A100-40GB)")
+    bill.add_argument("--efficiency", type=_share, default=EFFICIENCY, metavar="SHARE",
+                      help=f"of the card's peak that training reaches ({EFFICIENCY})")  # fmt: skip
+    bill.add_argument("--under", metavar="SIZE", help="leave out what needs more: 24GiB or a card (what CARD has)")
+    bill.add_argument("--json", action="store_true", help="print one JSON object")
+    bill.add_argument("--csv", type=Path, metavar="FILE", help="also write the cells into this table")
+    bill.set_defaults(action=actions.plan_)
+
     tables = commands.add_parser("tables", help="build the CSV tables and the README leaderboard from records")
-    tables.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    _config_flags(tables)
     tables.add_argument("--output", type=Path, help="the run's folder; default: the config's `output`")
     tables.add_argument("--readme", type=Path, help="also write the leaderboard into this Markdown file")
     tables.add_argument("--across", action="append", default=[], metavar="FIELD",
@@ -127,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     tables.set_defaults(action=actions.tables)
 
     footprint = commands.add_parser("footprint", help="predict the config's stacks on its models into footprint.csv")
-    footprint.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    _config_flags(footprint)
     footprint.add_argument("--output", type=Path, help="the run's folder; default: the config's `output`")
     footprint.set_defaults(action=actions.footprint)
 
@@ -135,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add_argument("methods", nargs="*", metavar="METHOD", help="only these; default: every method with claims")
     where = ledger.add_mutually_exclusive_group()
     where.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    ledger.add_argument("--grid", help=GRID)
     where.add_argument("--records", type=Path, metavar="FOLDER", help="a folder of records, such as results/records")
     ledger.add_argument("--output", type=Path, help="the run's folder; default: the config's, or the one above FOLDER")
     ledger.set_defaults(action=actions.claims)
@@ -146,20 +160,20 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(action=actions.report)
 
     gate = commands.add_parser("gate", help="fail where a cell ended with a status that the config does not allow")
-    gate.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    _config_flags(gate)
     gate.add_argument("--output", type=Path)
     gate.add_argument("--published", type=Path, default=Path("results"), help="compare with these results")
     gate.set_defaults(action=actions.gate)
 
     publish = commands.add_parser("publish", help="copy a run's records and tables to the published results")
-    publish.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    _config_flags(publish)
     publish.add_argument("--output", type=Path)
     publish.add_argument("--to", type=Path, default=Path("results"))
     publish.set_defaults(action=actions.publish)
 
     rerun = commands.add_parser("rerun", help="remove the records of failed cells, so that the next run repeats them")
     rerun.add_argument("--status", default="oom,timeout,error", help="comma-separated (oom,timeout,error)")
-    rerun.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    _config_flags(rerun)
     rerun.add_argument("--output", type=Path)
     rerun.set_defaults(action=actions.rerun)
 
@@ -210,6 +224,18 @@ def _list_flag(parser: argparse.ArgumentParser, flag: str, what: Callable[[str],
 
     values.__name__ = f"list of {what.__name__}"  # argparse's word where a value is wrong
     parser.add_argument(flag, type=values, action="extend", default=[], **more)
+
+
+def _config_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    parser.add_argument("--grid", help=GRID)
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be more than 0 and at most 1")
+    return number
 
 
 def _trust_flag(parser: argparse.ArgumentParser) -> None:

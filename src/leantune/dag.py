@@ -12,7 +12,7 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from leantune import footprint, lease, plan, registry, tune
+from leantune import footprint, lease, plan, tune
 from leantune.errors import BadInput
 from leantune.record import write_json
 from leantune.text import read_csv
@@ -127,8 +127,7 @@ def _timing(config: Mapping[str, Any], choices: Collection[str], known: Mapping[
             cells = [
                 plan.resolve(
                     model, task, method, device=config["device"],
-                    overrides=plan.settings_for(config, block, method, registry.get("tasks", task).spec["kind"]),
-                    on=config["hardware"],
+                    overrides=plan.settings_for(config, block, method, task), on=config["hardware"],
                 )
                 for method in methods
             ]  # fmt: skip

@@ -172,11 +172,11 @@ def _check_settings(file: Path, task: str, settings: str) -> None:
 def expand(config: Mapping[str, Any]) -> list[Cell]:
     """Every cell of a validated config, in the order of the file, each once."""
     cells: dict[str, Cell] = {}
-    for block in config["cells"]:
+    for block in runnable(config):
         for model in block["models"]:
             for task in block["tasks"]:
                 for method in block["methods"]:
-                    mine = settings_for(config, block, method, registry.get("tasks", task).spec["kind"])
+                    mine = settings_for(config, block, method, task)
                     for seed in block.get("seeds", config["seeds"]):
                         cell = resolve(
                             model, task, method, seed, device=config["device"], overrides=mine,
@@ -191,6 +191,11 @@ def expand(config: Mapping[str, Any]) -> list[Cell]:
     return list(cells.values())
 
 
+def runnable(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The blocks of a validated config whose cells a run starts: those without `not_run`."""
+    return [block for block in config["cells"] if "not_run" not in block]
+
+
 def short_key(key: Mapping[str, Any], task_hash: str) -> str:
     """The comparability key in a word, for paths and tables: what is known of it before a run, and a digest."""
     known = {name: setting for name, setting in key.items() if name not in ("short", "samples")}
@@ -198,9 +203,18 @@ def short_key(key: Mapping[str, Any], task_hash: str) -> str:
     return f"{key['device']}-{key['dtype']}-b{key['batch']}-l{key['length']}-s{key['steps']}-{digest}"
 
 
-def settings_for(config: Mapping[str, Any], block: Mapping[str, Any], method: str, kind: str) -> dict[str, Any]:
-    """What a config and one of its blocks set for a stack."""
-    return settings_of_stack({**config.get("set", {}), **block.get("set", {})}, method, kind)
+def settings_for(config: Mapping[str, Any], block: Mapping[str, Any], method: str, task: str) -> dict[str, Any]:
+    """What a config and one of its blocks set for a stack on a task. A block's `epochs` become the task's steps."""
+    spec = registry.get("tasks", task).spec
+    settings = {**config.get("set", {}), **block.get("set", {})}
+    if "epochs" in block:
+        if "task.steps" in block.get("set", {}):
+            raise BadInput("config: a block has both 'epochs' and 'task.steps'; drop one of them")
+        train = settings.get("task.train", spec["splits"]["train"])
+        batch = settings.get("task.batch", spec["training"]["batch"])
+        if isinstance(train, int) and isinstance(batch, int) and batch > 0:  # else `resolve` says what is wrong
+            settings["task.steps"] = -(-block["epochs"] * train // batch)
+    return settings_of_stack(settings, method, spec["kind"])
 
 
 def settings_of_stack(settings: Mapping[str, Any], method: str, kind: str) -> dict[str, Any]:
@@ -210,11 +224,25 @@ def settings_of_stack(settings: Mapping[str, Any], method: str, kind: str) -> di
     return {key: value for key, value in settings.items() if key.partition(".")[0] in stacked}
 
 
-def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
-    """A config with its defaults, validated. Raises BadInput naming file and key."""
+def load_config(source: Path | Mapping[str, Any], grid: str | None = None) -> dict[str, Any]:
+    """A config with its defaults, validated. Raises BadInput naming file and key.
+
+    The blocks of `grids` become `cells`, each with the name of its `grid`, in place of those that the config has.
+    With `grid`, or the config's key of that name, those of other grids are left out, here and in `timing`.
+    """
     given = registry.read_yaml(source) if isinstance(source, Path) else dict(source)
+    where = source if isinstance(source, Path) else "config"
     check_size(given, "config")
-    registry.validate(given, "config", source if isinstance(source, Path) else "config")
+    registry.validate(given, "config", where)
+    grids, of_file = given.pop("grids", None), given.pop("grid", None)
+    chosen = grid or of_file
+    if grids is not None:
+        given["cells"] = [{**block, "grid": name} for name, blocks in grids.items() for block in blocks]
+    if "cells" not in given:
+        raise BadInput(f"{where}: neither key 'cells' nor 'grids' says what to run; give one of them")
+    names = dict.fromkeys(block["grid"] for block in given["cells"] if "grid" in block)
+    if chosen is not None and chosen not in names:
+        raise BadInput(f"{where}: no grid is called '{chosen}'; its grids: {', '.join(names) or 'none'}")
     defaults = {
         "output": "runs/default",
         "seeds": [0],
@@ -228,7 +256,10 @@ def load_config(source: Path | Mapping[str, Any]) -> dict[str, Any]:
         "claims": False,
     }
     limits = {**CALIBRATION_LIMITS, **given.get("calibration", {})}
-    return {**defaults, **given, "calibration": limits}
+    config = {**defaults, **given, "calibration": limits}
+    for key in ("cells", "timing"):
+        config[key] = [block for block in config[key] if chosen in (None, block.get("grid", chosen))]
+    return config
 
 
 def command_flags(command: str) -> list[tuple[str, str]]:

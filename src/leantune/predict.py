@@ -77,6 +77,7 @@ def predict_names(
     head: str | None = None,
     dtype: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `leantune predict --json` prints. Raises BadInput naming the wrong word, Unsupported for a stack that
     the model or the kind of task does not do.
@@ -89,16 +90,17 @@ def predict_names(
 
     `dtype` is that of the weights (and so of everything): bf16 is pure bf16, not autocast. Without it a task's
     own training is predicted (fp32 weights, under bf16 autocast where the task says so), else fp32.
+    `training` holds settings in place of the task's own.
     """
     started = time.perf_counter()
     plugin = registry.get("models", model)
-    training = dict(plan.TRAINING_DEFAULTS)
+    of_task: Mapping[str, Any] = {}
     if task is not None:
         task_plugin = registry.get("tasks", task)
-        training |= task_plugin.spec["training"]
-        kind = task_plugin.spec["kind"]
+        of_task, kind = task_plugin.spec["training"], task_plugin.spec["kind"]
     else:
         kind = _default_kind(plugin.spec, head)
+    training = {**plan.TRAINING_DEFAULTS, **of_task, **(training or {})}
     batch = training.get("batch") if batch is None else batch
     length = training.get("length") if length is None else length
     if batch is None or length is None:
@@ -121,6 +123,8 @@ def predict_names(
 
     def predicted(device: str) -> tuple[nn.Module, dict[str, Any]]:
         built = build(plugin.spec, stack, ctx, 2, None, device, pretraining=head == "pretraining")
+        if training["checkpointing"]:
+            models.enable_checkpointing(built)
         if dtype == "bf16":
             built = built.to(torch.bfloat16)
         return built, probe(built) if stack.trains else probe.forward_only(built)

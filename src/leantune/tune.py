@@ -118,7 +118,7 @@ def _rank(value: Any) -> tuple[bool, Any]:
 def planned(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
     """The trials of a validated config, by the file below its output that says which of them was chosen."""
     found = {}
-    for block in config["cells"]:
+    for block in plan.runnable(config):
         count = block.get("trials", config["trials"])
         for model, task, method in itertools.product(block["models"], block["tasks"], block["methods"]):
             if count < 1 or "+" in method or "@" in method:
@@ -126,15 +126,14 @@ def planned(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
             spec = registry.get("methods", method).spec
             if not spec.get("search"):
                 continue
-            kind = registry.get("tasks", task).spec["kind"]
-            settings = plan.settings_for(config, block, method, kind)
+            settings = plan.settings_for(config, block, method, task)
             both = [key for key in settings if key.removeprefix(f"{method}.") in spec["search"]]
             if both:
                 raise BadInput(f"config: '{both[0]}' is set and, with `trials`, searched for; drop one of them")
             common: dict[str, Any] = {"device": config["device"], "on": config["hardware"]}
             cells_ = [
                 plan.resolve(model, task, method, 0, trial=i, overrides={**settings, **point}, **common)
-                for i, point in enumerate(nearest_points(method, kind, count))
+                for i, point in enumerate(nearest_points(method, registry.get("tasks", task).spec["kind"], count))
             ]
             found[_choice_file(cells_[0], method)] = cells_
     return found
