@@ -1,0 +1,47 @@
+"""The pages on baselines and related systems say what is so."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from leantune import predict, registry
+
+DOCS = registry.roots()[0] / "docs"
+SYSTEMS = [
+    "AdaLoRA", "CorDA", "VeLoRA", "LoRTA", "ID3", "UniPELT", "AdapterBias", "AdapterDrop", "SNELL", "SHERL", "PST",
+    "MEFT", "Approx-BP", "MS-BP", "Mesa", "AdaLomo", "RSO", "Subset-Norm", "Subspace-Momentum", "H-Fac", "FWSVD",
+    "joint rank-k", "Direction is what you need", "SpaLLM", "AlphaTuning", "HIGGS", "Athena",
+]  # fmt: skip
+
+
+def rows(page: str) -> list[list[str]]:
+    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+
+
+def test_every_related_system_has_a_row_and_its_methods_exist() -> None:
+    table = rows("coverage.md")
+    assert [s for s in SYSTEMS if not any(s in row[0] for row in table)] == []
+    assert {len(row) for row in table} == {5}
+    named = [(row[0], word) for row in table for word in re.findall(r"`([a-z][a-z0-9_]*)(?:@\w+)?`", row[4])]
+    known = {*registry.discover("methods"), "adaptation", "attach", "on_progress"}
+    assert [(system, word) for system, word in named if word not in known] == []
+    assert {word for _, word in named} >= {
+        "adalora",
+        "velora",
+        "adapterdrop",
+        "adalomo",
+        "lomo",
+        "galore",
+        "fwsvd",
+        "qlora",
+    }
+
+
+@pytest.mark.parametrize("method", ["dora", "lomo", "qlora"])
+def test_the_predicted_peaks_are_those_of_the_page(method: str) -> None:
+    (row,) = [row for row in rows("baselines.md") if row[0] == f"`{method}`" and len(row) == 5]
+    found = predict.predict_names("bert-base", method, batch=8, length=128)["peak_bytes"]
+    assert float(row[4].replace(",", "")) == round(found / 2**20, 1)
