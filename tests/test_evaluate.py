@@ -4,7 +4,8 @@ import pytest
 import torch
 from small import small_model
 
-from leantune.evaluate import Inference, predict_split
+from leantune.evaluate import predict_split
+from leantune.inference import Inference
 from leantune.probe import metered_forward
 
 

@@ -33,10 +33,11 @@ Groups = list[dict[str, Any]]
 class Data:
     """A task's examples. Splits are `datasets.Dataset` with `text` (and `label`) and, for models, `input_ids`.
 
-    `label` is a class index (classification), a float (regression) or absent (language modelling).
+    `label` is a class index (classification), a float (regression), the first and last token of the answer (span), or
+    absent (language modelling). spans.py and generation.py name what else their examples have.
     """
 
-    kind: str  # classification | regression | causal_lm | masked_lm
+    kind: str  # classification | regression | causal_lm | masked_lm | span | generation
     train: Dataset
     validation: Dataset
     test: Dataset
@@ -121,7 +122,7 @@ class Method:
 
 def mark_head(model: nn.Module, kind: str) -> None:
     """Mark the freshly initialised parameters: all outside the base model, and its pooler. LMs have none."""
-    if kind in ("causal_lm", "masked_lm"):
+    if kind in ("causal_lm", "masked_lm", "generation"):
         return
     base = getattr(model, str(model.base_model_prefix))
     body = {id(p) for n, p in base.named_parameters() if "pooler" not in n.split(".")}

@@ -2,8 +2,8 @@
 
 Raw examples come from the `files:` of a task.yaml (tab-separated files with three header lines) or from the
 task's own `task.py`, or that of the task which `loader:` names: `load(folder) -> {"all": Dataset}` or
-`{"train": Dataset, "test": Dataset}` with columns `text`, `label` and, where several examples come from one document
-that no two splits may share, `group`.
+`{"train": Dataset, "test": Dataset}`, the latter also with `validation`. Columns are `text`, `label` and, where several
+examples come from one document that no two splits may share, `group`; spans.py and generation.py name those of theirs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from leantune import generation, spans
 from leantune.api import Batch, Data
 from leantune.errors import BadInput
 from leantune.registry import loader_folder
@@ -30,17 +31,20 @@ from leantune.splits import Rows, blocks_of, split_rows
 from leantune.tabfiles import read_tab
 
 _CHUNK = 2000  # texts tokenized at once
+_FOR_BATCHES = ("input_ids", "token_type_ids", "label", "prompt")
 
 
 def load_data(task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, length: int) -> Data:
     """The task's three splits, cut to `length` tokens; `tokenizer` None (controls) leaves `input_ids` out.
 
     `task` is the content of a task.yaml plus `folder`, the folder it lies in. Class labels become indices
-    into the sorted names, regression labels floats. Language models get blocks of exactly `length` tokens.
+    into the sorted names, regression labels floats. Language models get blocks of exactly `length` tokens, spans
+    windows of at most as many.
 
     Raises BadInput for an empty split, too few examples, or a label that training does not have.
     """
     kind, sizes = task["kind"], task["splits"]
+    names: tuple[str, ...] = ()
     for split in ("train", "validation", "test"):
         if sizes.get(split, 0) < 1:
             raise BadInput(f"task '{task['name']}' has an empty {split} split; set splits.{split} to 1 or more")
@@ -49,7 +53,14 @@ def load_data(task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
         if tokenizer is None:
             raise BadInput(f"task '{task['name']}' is language modelling: it needs a model with a tokenizer")
         splits = blocks_of(raw["all"]["text"], sizes, tokenizer, length, kind=kind, task=task["name"])
-        names: tuple[str, ...] = ()
+    elif kind in ("span", "generation"):
+        splits = split_rows(raw, sizes, kind, task["name"])
+        for split, rows in splits.items() if tokenizer is not None else ():
+            if kind == "span":
+                splits[split] = spans.windows(rows, tokenizer, length, located=split != "train")
+            else:
+                most = task["training"]["max_new_tokens"]
+                rows.update(generation.encode(rows, tokenizer, length, most, answered=split != "test"))
     else:
         splits = split_rows(raw, sizes, kind, task["name"])
         names = _number_labels(splits, kind, task["name"])
@@ -74,12 +85,16 @@ def load_rows(task: Mapping[str, Any]) -> dict[str, Rows]:
 
 
 def sample_hash(data: Data) -> str:
-    """sha256 over the texts and labels of train, validation and test, in order."""
+    """sha256 over the texts, their pairs and the labels (or all right answers) of train, validation and test, in order."""
     digest = hashlib.sha256()
     for split in (data.train, data.validation, data.test):
-        labels = split["label"] if "label" in split.column_names else [None] * len(split)
+        columns = split.column_names
+        right = next((column for column in ("references", "label") if column in columns), None)
+        labels = split[right] if right else [None] * len(split)
         for text, label in zip(split["text"], labels, strict=True):
             digest.update(f"{label!r}\t{len(text)}\t{text}\n".encode("utf-8", "surrogatepass"))
+        for pair in split["pair"] if "pair" in columns else ():
+            digest.update(f"{len(pair)}\t{pair}\n".encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.hexdigest()
 
@@ -106,11 +121,18 @@ class Collate:
 
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:
         """`input_ids`, `attention_mask` (batch, length) int64; `labels` (batch,) int64 or float32, or
-        (batch, length) int64 with -100 where nothing is predicted (padding is known by the mask alone)."""
+        (batch, length) int64 with -100 where nothing is predicted (padding is known by the mask alone). Spans have
+        `start_positions` and `end_positions` (batch,) int64 in their place, and `token_type_ids` where there are any."""
         ids = [torch.tensor(example["input_ids"]) for example in examples]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad_id)
         attention = pad_sequence([torch.ones_like(i) for i in ids], batch_first=True)
-        if self.kind == "causal_lm":
+        if self.kind == "span":
+            return {"input_ids": input_ids, "attention_mask": attention, **_span_inputs(examples)}
+        if self.kind == "generation":
+            prompts = torch.tensor([example["prompt"] for example in examples])
+            place = torch.arange(input_ids.shape[1])
+            labels = input_ids.masked_fill((attention == 0) | (place < prompts[:, None]), -100)
+        elif self.kind == "causal_lm":
             labels = input_ids.masked_fill(attention == 0, -100)
         elif self.kind == "masked_lm":
             input_ids, labels = self._masked(input_ids, attention)
@@ -147,7 +169,7 @@ def batches(
 ) -> Iterator[Batch]:
     """`steps` batches of `batch` examples, going on into the next epoch; without `steps` one pass, in which the
     last batch may be smaller. With `shuffle` every epoch has its own order, all of them fixed by `seed`."""
-    kept = [column for column in ("input_ids", "label") if column in split.column_names]
+    kept = [column for column in _FOR_BATCHES if column in split.column_names]
     rows = split.select_columns(kept).to_list()
     order = _endless(len(rows), seed, shuffle)
     if steps is not None:
@@ -157,6 +179,15 @@ def batches(
     first = [next(order) for _ in rows]
     for start in range(0, len(rows), batch):
         yield collate([rows[i] for i in first[start : start + batch]])
+
+
+def _span_inputs(examples: list[dict[str, Any]]) -> Batch:
+    starts, ends = torch.tensor([example["label"] for example in examples]).unbind(1)
+    inputs = {"start_positions": starts, "end_positions": ends}
+    if "token_type_ids" in examples[0]:
+        types = [torch.tensor(example["token_type_ids"]) for example in examples]
+        inputs["token_type_ids"] = pad_sequence(types, batch_first=True)
+    return inputs
 
 
 def longest_batch_shape(split: Dataset, batch: int) -> tuple[int, int]:

@@ -1,57 +1,52 @@
-"""Per-example predictions of a model on a split, and what its forward passes take."""
+"""Per-example predictions of a model on a split, and its mean loss."""
 
 from __future__ import annotations
 
-import contextlib
-import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from leantune.api import Batch
-from leantune.meter.tensors import TensorMeter
-from leantune.train import _autocast, _now, _to
+from leantune import generation, spans
+from leantune.api import Batch, Data
+from leantune.data import batches as batches_of
+from leantune.inference import Inference, passes
+from leantune.train import _autocast, _to
+
+LANGUAGE_MODELS = ("causal_lm", "masked_lm", "generation")  # scored over the full vocabulary, whose logits are large
 
 
-class Inference:
-    """Speed and memory of a model's forward passes, taken from an evaluation that is made anyway.
-
-    The first pass, which also warms up, is metered; the others are timed.
-    """
-
-    def __init__(self, model: nn.Module, device: str) -> None:
-        self.model, self.device = model, device
-        self.peak_bytes: int | None = None
-        self.tokens_per_second: list[float] = []
-
-    @contextlib.contextmanager
-    def forward(self, inputs: Batch) -> Iterator[None]:
-        """Stands around one forward pass on `inputs`."""
-        if self.peak_bytes is None:
-            meter = TensorMeter()
-            with meter:
-                meter.track(inputs.values(), "inputs")
-                meter.watch(self.model)
-                meter.mark("forward")
-                yield
-            self.peak_bytes = meter.result().peak_bytes
-            return
-        started = _now(self.device)
-        yield
-        self.tokens_per_second.append(int(inputs["attention_mask"].sum()) / (_now(self.device) - started))
-
-    def result(self) -> dict[str, Any]:
-        """The `inference` entry of a record; the speed is the median over the timed passes."""
-        return {
-            "tokens_per_second": statistics.median(self.tokens_per_second),
-            "peak_bytes": self.peak_bytes,
-            "parameters": sum(p.numel() for p in {id(p): p for p in self.model.parameters()}.values()),
-        }
+def predict(
+    model: nn.Module,
+    data: Data,
+    split: str,
+    training: Mapping[str, Any],
+    device: str,
+    inference: Inference | None = None,
+) -> tuple[list[Any], list[Any]]:
+    """(predictions, references) on a split, one of each per example, in order: numbers (see `predict_split`), or the
+    model's answer and all the right ones, texts. `training` are the task's settings."""
+    rows, dtype = getattr(data, split), training["dtype"]
+    if data.kind == "span":
+        return spans.answers(model, rows, evaluation_batches(data, split), device, dtype, inference)
+    if data.kind == "generation":
+        assert data.tokenizer is not None
+        most, size = training["max_new_tokens"], _size(data)
+        return generation.answers(model, rows, data.tokenizer, most, size, device, dtype, inference)
+    return predict_split(model, evaluation_batches(data, split), data.kind, device, dtype, inference)
 
 
-@torch.no_grad()
+def evaluation_batches(data: Data, split: str) -> Iterator[Batch]:
+    """A split once, in order. A language model's logits over a full vocabulary are large: 8 at once keep them small."""
+    assert data.collate is not None
+    return batches_of(getattr(data, split), data.collate, _size(data))
+
+
+def _size(data: Data) -> int:
+    return 8 if data.kind in LANGUAGE_MODELS else 32
+
+
 def predict_split(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -63,17 +58,12 @@ def predict_split(
     """(predictions, references), one of each per example, in order.
 
     Classification: class indices. Regression: values. Language modelling: the summed negative log-likelihood of
-    an example in nats, and the number of tokens it was summed over.
+    an example in nats, and the number of tokens it was summed over. Texts are predicted in spans.py and generation.py.
     """
-    model.eval()
     predictions: list[float] = []
     references: list[float] = []
-    for batch in batches:
-        batch = _to(batch, device)
-        labels = batch["labels"]
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        with inference.forward(inputs) if inference else contextlib.nullcontext(), _autocast(device, dtype):
-            logits = model(**inputs).logits
+    for output, batch in passes(model, batches, device, dtype, inference):
+        logits, labels = output.logits, batch["labels"]
         if kind == "classification":
             predictions += logits.argmax(-1).tolist()
             references += labels.tolist()
@@ -87,9 +77,6 @@ def predict_split(
             losses = nn.functional.cross_entropy(scores.transpose(1, 2).float(), targets, reduction="none")
             predictions += losses.sum(1).tolist()
             references += targets.ne(-100).sum(1).float().tolist()
-    if inference and not inference.tokens_per_second:  # a single batch: once more, to be timed
-        with inference.forward(inputs), _autocast(device, dtype):
-            model(**inputs)
     return predictions, references
 
 
@@ -102,6 +89,6 @@ def mean_loss(model: nn.Module, batches: Iterable[Batch], device: str, dtype: st
         batch = _to(batch, device)
         with _autocast(device, dtype):
             loss = model(**batch).loss
-        total += loss.item() * len(batch["labels"])
-        sequences += len(batch["labels"])
+        total += loss.item() * len(batch["input_ids"])
+        sequences += len(batch["input_ids"])
     return total / sequences

@@ -188,11 +188,17 @@ def longest_batch(model: nn.Module, kind: str, batch: int, length: int) -> Batch
     ids = torch.ones(batch, length, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[0, (length + 1) // 2 :] = 0
-    labels = {
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    targets = {
         "classification": lambda: torch.zeros(batch, dtype=torch.long),
         "regression": lambda: torch.zeros(batch, dtype=torch.float32),
     }.get(kind, lambda: torch.zeros_like(ids))
-    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels()}
+    if kind == "span":
+        inputs |= {name: torch.zeros(batch, dtype=torch.long) for name in ("start_positions", "end_positions")}
+        if getattr(model.config, "type_vocab_size", 0) > 1:  # its tokenizer tells question and context apart
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+    else:
+        inputs["labels"] = targets()
     if "next_sentence_label" in inspect.signature(model.forward).parameters:  # BERT's pre-training heads
         inputs["next_sentence_label"] = torch.zeros(batch, dtype=torch.long)
     return inputs

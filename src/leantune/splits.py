@@ -19,7 +19,8 @@ _PASSAGE = 24  # characters of a passage per token of a block: several blocks ea
 
 
 def split_rows(raw: Mapping[str, Rows], sizes: Mapping[str, int], kind: str, task: str) -> dict[str, Rows]:
-    """Train, validation and test of the sizes wanted. Validation comes out of the training file, never the test's.
+    """Train, validation and test of the sizes wanted. Validation comes out of the training file, never the test's,
+    unless there is a file of its own (`validation`).
 
     Every class of the training file has an example in train. Examples of one `group` stay in one split; where
     there is only one file (`all`), a text that comes twice is taken once, so that no split repeats another's.
@@ -30,8 +31,9 @@ def split_rows(raw: Mapping[str, Rows], sizes: Mapping[str, int], kind: str, tas
         pools = {"train": rows, "validation": rows, "test": rows}
         free = {id(rows): _order(rows, generator, once=True)}
     else:
-        pools = {"train": raw["train"], "validation": raw["train"], "test": raw["test"]}
-        free = {id(rows): _order(rows, generator, once=False) for rows in (raw["train"], raw["test"])}
+        pools = {"train": raw["train"], "validation": raw.get("validation", raw["train"]), "test": raw["test"]}
+        files = [raw[split] for split in ("train", "test", "validation") if split in raw]
+        free = {id(rows): _order(rows, generator, once=False) for rows in files}
     taken: dict[str, list[int]] = {}
     first: list[int] = []
     if kind == "classification":
@@ -84,7 +86,7 @@ def _one_of_each(labels: Sequence[Any], order: Sequence[int]) -> list[int]:
 
 
 def _select(rows: Rows, indices: Sequence[int]) -> Rows:
-    return {column: [rows[column][i] for i in indices] for column in ("text", "label")}
+    return {column: [values[i] for i in indices] for column, values in rows.items() if column != "group"}
 
 
 def blocks_of(
@@ -102,7 +104,7 @@ def blocks_of(
     block. Only the passages that are needed are tokenized.
     """
     generator = random.Random(f"{task}-{sizes.get('seed', 0)}")
-    begin, end = _frame(tokenizer) if kind == "masked_lm" else ([], [])
+    begin, end = frame(tokenizer) if kind == "masked_lm" else ([], [])
     body = length - len(begin) - len(end)
     corpus = "\n".join(texts)
     made: dict[str, Rows] = {}
@@ -128,7 +130,7 @@ def blocks_of(
     return made
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after one text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     framed = tokenizer("a")["input_ids"]
