@@ -4,8 +4,7 @@ import pytest
 import torch
 from small import small_model
 
-from leantune.evaluate import predict_split
-from leantune.inference import Inference
+from leantune.evaluate import Inference, predict_split
 from leantune.probe import metered_forward
 
 

@@ -18,7 +18,8 @@ from leantune import metrics, models, plan, record, registry, stats
 from leantune.api import Data
 from leantune.data import Collate, load_data
 from leantune.errors import BadInput
-from leantune.generation import answers, encode
+from leantune.evaluate import written_answers
+from leantune.generation import encode
 
 SIZES = {"train": 60, "validation": 6, "test": 8, "seed": 0}
 
@@ -115,7 +116,7 @@ def test_what_is_written_does_not_depend_on_the_batch(family, batch):
     tokenizer = decoder_words()
     model = small_model(family, "generation", initializer_range=0.5).eval()  # so that the prompts lead apart
     rows = Dataset.from_dict({**prompts(), **encode(prompts(), tokenizer, 16, 8, answered=True)})
-    found, references = answers(model, rows, tokenizer, 8, batch, "cpu", "fp32", None)
+    found, references = written_answers(model, rows, tokenizer, 8, batch, "cpu", "fp32", None)
     expected = [greedy(model, tokenizer, i[:p], 8) for i, p in zip(rows["input_ids"], rows["prompt"], strict=True)]
     assert found == expected
     assert len(set(found)) > 4
@@ -128,7 +129,7 @@ def test_a_text_ends_before_the_end_token():
     rows = Dataset.from_dict({**prompts(3), **encode(prompts(3), tokenizer, 16, 8, answered=False)})
     model.lm_head = torch.nn.Linear(16, 64)
     model.lm_head.bias.data.fill_(-100.0)[2] = 100.0
-    assert answers(model, rows, tokenizer, 8, 3, "cpu", "fp32", None)[0] == ["", "", ""]
+    assert written_answers(model, rows, tokenizer, 8, 3, "cpu", "fp32", None)[0] == ["", "", ""]
 
 
 def test_a_pruned_vocabulary_is_whole_again_where_texts_are_written(tmp_path):
@@ -136,7 +137,7 @@ def test_a_pruned_vocabulary_is_whole_again_where_texts_are_written(tmp_path):
     model = small_model("gpt2", "generation", initializer_range=0.5).eval()
     encoded = {a: encode(prompts(), tokenizer, 16, 8, answered=a) for a in (True, False)}
     splits = [Dataset.from_dict({**prompts(), **encoded[a]}) for a in (True, True, False)]
-    before = answers(model, splits[2], tokenizer, 8, 4, "cpu", "fp32", None)
+    before = written_answers(model, splits[2], tokenizer, 8, 4, "cpu", "fp32", None)
     pruning = small_stack("vocab_pruning", "generation")
     ctx = small_context(tmp_path, "gpt2", "generation")
     data = Data("generation", *splits, tokenizer=tokenizer, collate=Collate.of("generation", tokenizer))
@@ -146,7 +147,7 @@ def test_a_pruned_vocabulary_is_whole_again_where_texts_are_written(tmp_path):
     assert ctx.details["vocabulary"]["kept"] == kept
     batch = data.collate([data.train[i] for i in range(4)])
     assert pruned.train()(**batch).loss.isfinite()
-    assert answers(pruning.export(pruned, ctx), splits[2], tokenizer, 8, 4, "cpu", "fp32", None) == before
+    assert written_answers(pruning.export(pruned, ctx), splits[2], tokenizer, 8, 4, "cpu", "fp32", None) == before
 
 
 # ------------------------------------------------------------------ scores

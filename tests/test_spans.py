@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_records import ok, write
 from samples import plugin, write_squad
 from small import small_model
 from test_generation import run_sample
@@ -18,13 +19,14 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from leantune import metrics, models, registry, stats
+from leantune import metrics, models, registry, report, stats, tables
 from leantune.api import is_head
 from leantune.data import Collate, batches, load_data, sample_hash
 from leantune.errors import BadInput
+from leantune.evaluate import span_answers
 from leantune.metrics.question_answering import exact_match, token_f1
 from leantune.probe import longest_batch
-from leantune.spans import LONGEST, answers, best_spans, windows
+from leantune.spans import LONGEST, best_spans, windows
 
 
 def paired(types: bool = True) -> PreTrainedTokenizerFast:
@@ -186,7 +188,7 @@ def test_the_answer_is_the_best_over_all_windows_of_an_example(size):
         }
     )
     model = Scripted({0: 100.0, 1: 1.0, 2: -5.0, 3: 2.0, 4: 3.0, 5: 3.5})
-    found = answers(model, split, batches(split, Collate("span", 9), size), "cpu", "fp32", None)
+    found = span_answers(model, split, batches(split, Collate("span", 9), size), "cpu", "fp32", None)
     assert found == (["three", "five"], [["two"], ["four", "five"]])
 
 
@@ -240,6 +242,23 @@ def test_a_record_keeps_each_examples_score_and_their_mean_is_the_tasks():
     with pytest.raises(BadInput, match="cannot be scored by 'bleu' of question_answering; choose token_f1, exact"):
         metrics.kept("question_answering", "bleu", predictions, references)
     assert metrics.kept("regression", "pearson", [0.5], [1.0]) == ([0.5], [1.0])
+
+
+def test_scores_of_texts_are_ranked_by_their_examples_and_reported(tmp_path):
+    for task, metric, best in (("squad", "token_f1", 1.0), ("e2e", "sentence_bleu", 100.0)):
+        for method, right in (("full", 36), ("lora", 35), ("head", 4)):
+            scores = [best] * right + [0.0] * (40 - right)
+            more = {"task": task, "metric": metric, "predictions": scores, "references": [1.0] * 40}
+            write(tmp_path, ok(method, quality=sum(scores) / 40, **more))
+    found = {(row["quality_metric"], row["method"]): row["tier"] for row in tables.write_tables(tmp_path)}
+    assert found == {
+        (metric, method): tier
+        for metric in ("token_f1", "sentence_bleu")
+        for method, tier in (("full", 1), ("lora", 1), ("head", 2))
+    }
+    page = report.write_report(tmp_path, tmp_path / "report").read_text()
+    assert "token_f1" in page
+    assert "sentence_bleu" in page
 
 
 # ------------------------------------------------------------------ the task

@@ -55,12 +55,8 @@ def load_data(task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
         splits = blocks_of(raw["all"]["text"], sizes, tokenizer, length, kind=kind, task=task["name"])
     elif kind in ("span", "generation"):
         splits = split_rows(raw, sizes, kind, task["name"])
-        for split, rows in splits.items() if tokenizer is not None else ():
-            if kind == "span":
-                splits[split] = spans.windows(rows, tokenizer, length, located=split != "train")
-            else:
-                most = task["training"]["max_new_tokens"]
-                rows.update(generation.encode(rows, tokenizer, length, most, answered=split != "test"))
+        if tokenizer is not None:
+            splits = {split: _encode(task, split, rows, tokenizer, length) for split, rows in splits.items()}
     else:
         splits = split_rows(raw, sizes, kind, task["name"])
         names = _number_labels(splits, kind, task["name"])
@@ -214,6 +210,14 @@ def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, length: int)
         made = tokenizer(chunk, truncation=True, max_length=length)
         ids.extend(made["input_ids"])
     return {"input_ids": ids, "attention_mask": [[1] * len(i) for i in ids]}
+
+
+def _encode(task: Mapping[str, Any], split: str, rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int) -> Rows:
+    """The examples of a task whose answers are texts, tokenized; the answers of a test split are not."""
+    if task["kind"] == "span":
+        return spans.windows(rows, tokenizer, length, located=split != "train")
+    most = task["training"]["max_new_tokens"]
+    return {**rows, **generation.encode(rows, tokenizer, length, most, answered=split != "test")}
 
 
 def _number_labels(splits: dict[str, Rows], kind: str, task: str) -> tuple[str, ...]:

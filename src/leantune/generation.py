@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from leantune.api import Batch
 from leantune.errors import BadInput
-from leantune.inference import Inference, passes
 from leantune.splits import Rows, frame
 
 SEPARATOR = "\n"
@@ -52,36 +50,7 @@ def encode(
     return {"input_ids": ids, "attention_mask": [[1] * len(i) for i in ids], "prompt": [len(p) for p in prompts]}
 
 
-@torch.no_grad()
-def answers(
-    model: nn.Module,
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
-    batch: int,
-    device: str,
-    dtype: str,
-    inference: Inference | None,
-) -> tuple[list[str], list[list[str]]]:
-    """(texts, references) of each example: what the model writes after its prompt by greedy decoding."""
-    end = tokenizer.eos_token_id
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0, "min_length": 0, "use_cache": True, "eos_token_id": end,
-        "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
-
-    def generate(inputs: Batch) -> list[list[int]]:
-        written = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :].tolist()  # type: ignore[operator]
-        return [ids[: ids.index(end) + 1] if end in ids else ids for ids in written]
-
-    found: list[str] = []
-    for written, _ in passes(model, _prompts(rows, tokenizer.pad_token_id, batch), device, dtype, inference, generate):
-        found += [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
-    return found, list(rows["references"])
-
-
-def _prompts(rows: Dataset, pad_id: int, size: int) -> Iterator[Batch]:
+def prompts(rows: Dataset, pad_id: int, size: int) -> Iterator[Batch]:
     """The examples' prompts, `size` at once, padded on the left, where no token is written after padding."""
     for start in range(0, len(rows), size):
         some = rows[start : start + size]

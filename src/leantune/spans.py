@@ -7,17 +7,13 @@ section 4.2 and its released code): a question has at most 64 of 384 tokens, win
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from leantune.api import Batch
 from leantune.errors import BadInput
-from leantune.inference import Inference, passes
 from leantune.splits import Rows
 
 LONGEST = 30  # tokens of an answer
@@ -86,31 +82,6 @@ def tokens_of(characters: list[tuple[int, int]], start: int, end: int) -> tuple[
         return None
     touched = [token for token in context if characters[token][1] > start and characters[token][0] < end]
     return (touched[0], touched[-1]) if touched else None
-
-
-def answers(
-    model: nn.Module, rows: Dataset, batches: Iterable[Batch], device: str, dtype: str, inference: Inference | None
-) -> tuple[list[str], list[list[str]]]:
-    """(answers, references) of each example, in order; `batches` are those of the windows `rows`.
-
-    The answer is the span of the context with the highest sum of start and end score over the example's windows.
-    """
-    best: dict[int, tuple[float, str, list[str]]] = {}
-    at = 0
-    for output, _ in passes(model, batches, device, dtype, inference):
-        count, width = output.start_logits.shape
-        some = rows[at : at + count]
-        at += count
-        inside = torch.zeros(count, width, dtype=torch.bool)
-        for i, begins in enumerate(some["begins"]):
-            inside[i, : len(begins)] = torch.tensor(begins) >= 0
-        for i, (score, begin, end) in enumerate(best_spans(output.start_logits, output.end_logits, inside)):
-            example = some["example"][i]
-            if example not in best or score > best[example][0]:
-                text = some["pair"][i][some["begins"][i][begin] : some["ends"][i][end]]
-                best[example] = (score, text, some["references"][i])
-    ordered = [best[example] for example in sorted(best)]
-    return [text for _, text, _ in ordered], [references for _, _, references in ordered]
 
 
 def best_spans(starts: Tensor, ends: Tensor, inside: Tensor) -> list[tuple[float, int, int]]:

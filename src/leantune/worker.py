@@ -55,8 +55,8 @@ from leantune.api import Context, Data, is_head, mark_head
 from leantune.cell import RETRY
 from leantune.checkpoint import Preempted, Stop
 from leantune.errors import BadInput, Diverged, Unsupported
+from leantune.evaluate import Inference
 from leantune.flatness import flatness
-from leantune.inference import Inference
 from leantune.probe import Probe
 from leantune.progress import Intervals, Phases
 from leantune.stack import Stack, context_cache
