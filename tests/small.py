@@ -52,7 +52,8 @@ def small_model(family: str = "bert", kind: str = "classification", seed: int = 
     configuration = getattr(transformers, f"{prefix}Config")(**{**settings, "num_labels": labels, **config})
     if kind == "regression":
         configuration.problem_type = "regression"
-    task = {"causal_lm": "LMHeadModel" if family == "gpt2" else "ForCausalLM", "masked_lm": "ForMaskedLM"}
+    decoder = "LMHeadModel" if family == "gpt2" else "ForCausalLM"
+    task = {"causal_lm": decoder, "generation": decoder, "masked_lm": "ForMaskedLM", "span": "ForQuestionAnswering"}
     torch.manual_seed(seed)
     model = getattr(transformers, prefix + task.get(kind, "ForSequenceClassification"))(configuration)
     mark_head(model, kind)

@@ -34,10 +34,11 @@ class Data:
     """A task's examples. Splits are `datasets.Dataset` with `text` (and `label`, and `pair` where an example has a second
     text) and, for models, `input_ids`, with `token_type_ids` for pairs where the tokenizer makes them.
 
-    `label` is a class index (classification), a float (regression) or absent (language modelling).
+    `label` is a class index (classification), a float (regression), the first and last token of the answer (span), or
+    absent (language modelling). spans.py and generation.py name what else their examples have.
     """
 
-    kind: str  # classification | regression | causal_lm | masked_lm
+    kind: str  # classification | regression | causal_lm | masked_lm | span | generation
     train: Dataset
     validation: Dataset
     test: Dataset
@@ -125,7 +126,7 @@ class Method:
 
 def mark_head(model: nn.Module, kind: str) -> None:
     """Mark the freshly initialised parameters: all outside the base model, and its pooler. LMs have none."""
-    if kind in ("causal_lm", "masked_lm"):
+    if kind in ("causal_lm", "masked_lm", "generation"):
         return
     base = getattr(model, str(model.base_model_prefix))
     body = {id(p) for n, p in base.named_parameters() if "pooler" not in n.split(".")}

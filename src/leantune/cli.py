@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--task", help="take batch, length and head from this task")
     _list_flag(predict, "--batch", int, help="sequences per step, one or more")
     _list_flag(predict, "--seq", int, help="tokens per sequence, one or more")
-    predict.add_argument("--head", choices=["classification", "mlm", "pretraining", "causal-lm"])
+    predict.add_argument("--head", choices=["classification", "mlm", "pretraining", "causal-lm", "span"])
     predict.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights (the task's training, or fp32)")
     predict.add_argument("--set", action="append", default=[], metavar="METHOD.PARAM=VALUE", dest="settings")
     predict.add_argument("--under", metavar="SIZE", help="8GiB or a card (T4, L4, A100-80, ...): what fits into it")

@@ -4,7 +4,7 @@ Raw examples come from the `files:` of a task.yaml (tab-separated files with thr
 (a data set in the hub's layout, see datasetfiles.py), or from the task's own `task.py`, or that of the task which
 `loader:` names: `load(folder) -> {"all": Dataset}` or `{"train": Dataset, "test": Dataset}`, with `validation` if it has
 one of its own. Columns: `text`, `label`, `pair` where an example has two texts and, where several examples come
-from one document that no two splits may share, `group`.
+from one document that no two splits may share, `group`; spans.py and generation.py name those of theirs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from datasets import ClassLabel, Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from leantune import generation, spans
 from leantune.api import Batch, Data
 from leantune.datasetfiles import read_dataset
 from leantune.errors import BadInput
@@ -32,6 +33,7 @@ from leantune.splits import Rows, blocks_of, split_rows
 from leantune.tabfiles import read_tab
 
 _CHUNK = 2000  # texts tokenized at once
+_FOR_BATCHES = ("input_ids", "token_type_ids", "label", "prompt")
 
 
 def load_data(task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, length: int) -> Data:
@@ -39,11 +41,12 @@ def load_data(task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
 
     `task` is the content of a task.yaml plus `folder`, the folder it lies in. Class labels become indices
     into the sorted names (a `ClassLabel` keeps its own order), regression labels floats. Language models get blocks of
-    exactly `length` tokens.
+    exactly `length` tokens, spans windows of at most as many.
 
     Raises BadInput for an empty split, too few examples, or a label that training does not have.
     """
     kind, sizes = task["kind"], task["splits"]
+    names: tuple[str, ...] = ()
     for split in ("train", "validation", "test"):
         if sizes.get(split, 0) < 1:
             raise BadInput(f"task '{task['name']}' has an empty {split} split; set splits.{split} to 1 or more")
@@ -52,7 +55,10 @@ def load_data(task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
         if tokenizer is None:
             raise BadInput(f"task '{task['name']}' is language modelling: it needs a model with a tokenizer")
         splits = blocks_of(raw, sizes, tokenizer, length, kind=kind, task=task["name"])
-        names: tuple[str, ...] = ()
+    elif kind in ("span", "generation"):
+        splits = split_rows(raw, sizes, kind, task["name"])
+        if tokenizer is not None:
+            splits = {split: _encode(task, split, rows, tokenizer, length) for split, rows in splits.items()}
     else:
         splits = split_rows(raw, sizes, kind, task["name"])
         names = _number_labels(splits, kind, task["name"], classes)
@@ -87,13 +93,15 @@ def _load(task: Mapping[str, Any]) -> tuple[dict[str, Rows], tuple[str, ...]]:
 
 
 def sample_hash(data: Data) -> str:
-    """sha256 over the texts, their pairs and the labels of train, validation and test, in order."""
+    """sha256 over the texts, their pairs and the labels (or all right answers) of train, validation and test, in order."""
     digest = hashlib.sha256()
     for split in (data.train, data.validation, data.test):
-        labels = split["label"] if "label" in split.column_names else [None] * len(split)
+        columns = split.column_names
+        right = next((column for column in ("references", "label") if column in columns), None)
+        labels = split[right] if right else [None] * len(split)
         for text, label in zip(split["text"], labels, strict=True):
             digest.update(f"{label!r}\t{len(text)}\t{text}\n".encode("utf-8", "surrogatepass"))
-        for pair in split["pair"] if "pair" in split.column_names else ():
+        for pair in split["pair"] if "pair" in columns else ():
             digest.update(f"{len(pair)}\t{pair}\n".encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.hexdigest()
@@ -121,8 +129,9 @@ class Collate:
 
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:
         """`input_ids`, `attention_mask` (batch, length) int64; `labels` (batch,) int64 or float32, or
-        (batch, length) int64 with -100 where nothing is predicted (padding is known by the mask alone). Examples that
-        have `token_type_ids` (which of two texts a token is of) keep them, 0 on padding."""
+        (batch, length) int64 with -100 where nothing is predicted (padding is known by the mask alone). Spans have
+        `start_positions` and `end_positions` (batch,) int64 in their place. Examples that have `token_type_ids` (which
+        of two texts a token is of) keep them, 0 on padding."""
         ids = [torch.tensor(example["input_ids"]) for example in examples]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad_id)
         attention = pad_sequence([torch.ones_like(i) for i in ids], batch_first=True)
@@ -130,7 +139,13 @@ class Collate:
         if "token_type_ids" in examples[0]:
             rows = [torch.tensor(example["token_type_ids"]) for example in examples]
             types = {"token_type_ids": pad_sequence(rows, batch_first=True)}
-        if self.kind == "causal_lm":
+        if self.kind == "span":
+            return {"input_ids": input_ids, "attention_mask": attention, **types, **_span_labels(examples)}
+        if self.kind == "generation":
+            prompts = torch.tensor([example["prompt"] for example in examples])
+            place = torch.arange(input_ids.shape[1])
+            labels = input_ids.masked_fill((attention == 0) | (place < prompts[:, None]), -100)
+        elif self.kind == "causal_lm":
             labels = input_ids.masked_fill(attention == 0, -100)
         elif self.kind == "masked_lm":
             input_ids, labels = self._masked(input_ids, attention)
@@ -167,7 +182,7 @@ def batches(
 ) -> Iterator[Batch]:
     """`steps` batches of `batch` examples, going on into the next epoch; without `steps` one pass, in which the
     last batch may be smaller. With `shuffle` every epoch has its own order, all of them fixed by `seed`."""
-    kept = [column for column in ("input_ids", "token_type_ids", "label") if column in split.column_names]
+    kept = [column for column in _FOR_BATCHES if column in split.column_names]
     rows = split.select_columns(kept).to_list()
     order = _endless(len(rows), seed, shuffle)
     if steps is not None:
@@ -177,6 +192,11 @@ def batches(
     first = [next(order) for _ in rows]
     for start in range(0, len(rows), batch):
         yield collate([rows[i] for i in first[start : start + batch]])
+
+
+def _span_labels(examples: list[dict[str, Any]]) -> Batch:
+    starts, ends = torch.tensor([example["label"] for example in examples]).unbind(1)
+    return {"start_positions": starts, "end_positions": ends}
 
 
 def longest_batch_shape(split: Dataset, batch: int) -> tuple[int, int]:
@@ -217,6 +237,14 @@ def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int) -> Ro
                 columns.setdefault("token_type_ids", []).extend(made["token_type_ids"])
         columns["input_ids"].extend(made["input_ids"])
     return {**columns, "attention_mask": [[1] * len(ids) for ids in columns["input_ids"]]}
+
+
+def _encode(task: Mapping[str, Any], split: str, rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int) -> Rows:
+    """The examples of a task whose answers are texts, tokenized; the answers of a test split are not."""
+    if task["kind"] == "span":
+        return spans.windows(rows, tokenizer, length, located=split != "train")
+    most = task["training"]["max_new_tokens"]
+    return {**rows, **generation.encode(rows, tokenizer, length, most, answered=split != "test")}
 
 
 def _number_labels(splits: dict[str, Rows], kind: str, task: str, classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -43,6 +44,8 @@ _CLASSES: dict[str, Any] = {
     "regression": AutoModelForSequenceClassification,
     "causal_lm": AutoModelForCausalLM,
     "masked_lm": AutoModelForMaskedLM,
+    "span": AutoModelForQuestionAnswering,
+    "generation": AutoModelForCausalLM,
 }
 _MASKED_TOKENS = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 TRUSTED = "LEANTUNE_TRUST_REMOTE_CODE"  # in the environment: the models whose code may run, as the command named them
@@ -63,7 +66,7 @@ def load_tokenizer(spec: Mapping[str, Any]) -> PreTrainedTokenizerBase:
 def load_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0, seed: int = 0) -> nn.Module:
     """The model for a task kind in fp32 on the CPU, in train mode; its new head is drawn from `seed`.
 
-    `num_labels` counts for classification only: regression has one output, language models none.
+    `num_labels` counts for classification only: regression has one output, spans two, language models none.
     Torch's global generator is left as it was. Raises BadInput where the weights cannot be had.
     """
     _check(spec, kind)
@@ -93,7 +96,7 @@ def empty_model(
 
 
 def _finished(model: nn.Module, kind: str) -> nn.Module:
-    if kind == "causal_lm":
+    if kind in ("causal_lm", "generation"):
         model.loss_type = "ForCausalLM"  # type: ignore[assignment]  # transformers finds it by class name, and GPT-2's does not say it
     return model.train()
 
@@ -149,6 +152,8 @@ def _check(spec: Mapping[str, Any], kind: str) -> None:
 
 def _set_task(config: PretrainedConfig, kind: str, num_labels: int) -> None:
     config.use_cache = False  # it serves generation; in training it only costs memory
+    if kind == "span":
+        config.num_labels = 2  # scores of an answer's start and end
     if kind in _PROBLEM:
         config.num_labels = 1 if kind == "regression" else num_labels
         config.problem_type = _PROBLEM[kind]  # else inferred from the labels, which DeBERTa cannot do on meta

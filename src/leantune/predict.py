@@ -24,7 +24,7 @@ from leantune.probe import STEPS, Probe
 from leantune.stack import Stack
 from leantune.train import Schedule
 
-KINDS = {"classification": "classification", "mlm": "masked_lm", "causal-lm": "causal_lm"}  # of --head
+KINDS = {"classification": "classification", "mlm": "masked_lm", "causal-lm": "causal_lm", "span": "span"}  # of --head
 LINES = 6  # guesses of `largest` that follow the line of the sizes; then every other one halves what is left
 REAL_STEP = 8  # bytes that a step on real values takes, as a multiple of the parameters': what must be free for one
 

@@ -189,12 +189,16 @@ def longest_batch(model: nn.Module, kind: str, batch: int, length: int, token_ty
     ids = torch.ones(batch, length, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[0, (length + 1) // 2 :] = 0
-    labels = {
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    targets = {
         "classification": lambda: torch.zeros(batch, dtype=torch.long),
         "regression": lambda: torch.zeros(batch, dtype=torch.float32),
     }.get(kind, lambda: torch.zeros_like(ids))
-    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels()}
-    if token_types:
+    if kind == "span":
+        inputs |= {name: torch.zeros(batch, dtype=torch.long) for name in ("start_positions", "end_positions")}
+    else:
+        inputs["labels"] = targets()
+    if token_types or (kind == "span" and getattr(model.config, "type_vocab_size", 0) > 1):
         inputs["token_type_ids"] = torch.zeros_like(ids)
     if "next_sentence_label" in inspect.signature(model.forward).parameters:  # BERT's pre-training heads
         inputs["next_sentence_label"] = torch.zeros(batch, dtype=torch.long)

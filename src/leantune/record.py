@@ -96,7 +96,7 @@ def read_records(folder: Path) -> Iterator[tuple[Path, Record | BadInput]]:
 
 def provenance(command: list[str], hashes: dict[str, str], hardware: str) -> dict[str, Any]:
     """Where a record comes from: commit, packages, machine and the command that repeats it. Missing is null."""
-    names = ("torch", "transformers", "datasets", "evaluate", "peft", "numpy", "scikit-learn", "snakemake")
+    names = ("torch", "transformers", "datasets", "evaluate", "peft", "numpy", "scikit-learn", "sacrebleu", "snakemake")
     commit, dirty = _git_state()
     return {
         "command": shlex.join(command),

@@ -180,7 +180,9 @@ def _resolve(plugin: Plugin, point: str | None, kind: str, overrides: Mapping[st
     if point is not None and point not in points:
         raise BadInput(f"method '{plugin.name}' has no point '{point}'; its points: {', '.join(points) or 'none'}")
     own = {k.partition(".")[2]: v for k, v in overrides.items() if k.partition(".")[0] == plugin.name}
-    defaults = {**spec.get("params", {}), **spec.get("kinds", {}).get(kind, {})}
+    kinds = spec.get("kinds", {})
+    alike = kinds.get("causal_lm", {}) if kind == "generation" else {}  # the same training, with a loss on fewer tokens
+    defaults = {**spec.get("params", {}), **kinds.get(kind, alike)}
     allowed = set(defaults) | {k for p in points.values() for k in p}
     for key in own:
         if key not in allowed:

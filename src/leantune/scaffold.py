@@ -30,7 +30,7 @@ class {cls}(Method):
 '''
 TASK_YAML = """name: {name}
 summary: Say in one sentence what the texts and labels of {name} are.
-kind: classification         # classification | regression | causal_lm | masked_lm
+kind: classification         # classification | regression | causal_lm | masked_lm | span | generation
 source:
   local: data                # a folder beside this file; or package:, or hub:
 splits: {{train: 200, validation: 50, test: 100, seed: 0}}

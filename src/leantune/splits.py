@@ -87,7 +87,7 @@ def _one_of_each(labels: Sequence[Any], order: Sequence[int]) -> list[int]:
 
 
 def _select(rows: Rows, indices: Sequence[int]) -> Rows:
-    return {column: [rows[column][i] for i in indices] for column in ("text", "pair", "label") if column in rows}
+    return {column: [values[i] for i in indices] for column, values in rows.items() if column != "group"}
 
 
 def blocks_of(
@@ -106,7 +106,7 @@ def blocks_of(
     block. Only the passages that are needed are tokenized.
     """
     generator = random.Random(f"{task}-{sizes.get('seed', 0)}")
-    begin, end = _frame(tokenizer) if kind == "masked_lm" else ([], [])
+    begin, end = frame(tokenizer) if kind == "masked_lm" else ([], [])
     body = length - len(begin) - len(end)
     corpora = {split: "\n".join(rows["text"]) for split, rows in raw.items()}
     made: dict[str, Rows] = {}
@@ -133,7 +133,7 @@ def blocks_of(
     return made
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after one text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     framed = tokenizer("a")["input_ids"]

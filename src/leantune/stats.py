@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 POWER = 0.8
 RESAMPLES = 10_000
+TEXT_SCORES = ("token_f1", "exact_match", "sentence_bleu")
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,11 @@ def weighted_score(metric: str, predictions: Sequence[float], references: Sequen
     `accuracy`, `macro_f1`, `binary_f1` (of class 1), `matthews`, `pearson` and `spearman` compare predictions with
     references; `loss` is the mean per token of the
     examples' summed losses, whose references are their numbers of tokens (one each where there are none),
-    `perplexity` its exponential. Spearman's ranks are those of the whole test split. Raises KeyError
+    `perplexity` its exponential. The scores of texts (`TEXT_SCORES`) are means of the examples' own, with references 1. Spearman's ranks are those of the whole test split. Raises KeyError
     for a metric that is not known.
     """
     values = np.asarray(predictions, dtype=np.float64)
-    if metric in ("loss", "perplexity"):
+    if metric in ("loss", "perplexity", *TEXT_SCORES):
         transform = np.exp if metric == "perplexity" else np.asarray
         tokens = (
             np.ones(len(values)) if references is None or not len(references) else np.asarray(references, np.float64)

@@ -30,19 +30,32 @@ if __name__ == "__main__":  # a worker does not outlive its supervisor; here, si
     if os.getppid() != json.loads(Path(sys.argv[1], "job.json").read_text())["supervisor"]:  # it has ended before that
         sys.exit(1)
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from leantune import cache, cards, checkpoint, figures, lease, loading, metrics, models, plan, predict, record
+from leantune import (
+    cache,
+    cards,
+    checkpoint,
+    evaluate,
+    figures,
+    lease,
+    loading,
+    metrics,
+    models,
+    plan,
+    predict,
+    record,
+)
 from leantune import data as datasets_
-from leantune.api import Batch, Context, Data, is_head, mark_head
+from leantune.api import Context, Data, is_head, mark_head
 from leantune.cell import RETRY
 from leantune.checkpoint import Preempted, Stop
 from leantune.errors import BadInput, Diverged, Unsupported
-from leantune.evaluate import Inference, mean_loss, predict_split
+from leantune.evaluate import Inference
 from leantune.flatness import flatness
 from leantune.probe import Probe
 from leantune.progress import Intervals, Phases
@@ -81,7 +94,7 @@ def run_cell(
     with phases("data"):
         tokenizer = models.load_tokenizer(spec)
         data = datasets_.load_data(
-            {**cell.task.spec, "folder": cell.task.folder, "splits": cell.splits},
+            {**cell.task.spec, "folder": cell.task.folder, "splits": cell.splits, "training": training},
             tokenizer,
             training["length"],
         )
@@ -203,7 +216,7 @@ def _train(
     )
 
     def score(current: nn.Module) -> float:
-        if "vocabulary" in stack.methods and data.kind in ("causal_lm", "masked_lm"):
+        if "vocabulary" in stack.methods and data.kind in evaluate.LANGUAGE_MODELS:
             # Language models are scored over the full vocabulary.
             current = stack.methods["vocabulary"].export(copy.deepcopy(current), ctx)
         return _score(current, data, cell, "validation")[0]
@@ -211,27 +224,20 @@ def _train(
     return train(model, stack, iter(batches), Schedule.from_training(training), ctx, watch, score, stop.wanted, state)
 
 
-def _evaluation_batches(data: Data, split: str) -> Iterator[Batch]:
-    """A split once, in order. A language model's logits over a full vocabulary are large: 8 at once keep them small."""
-    size = 8 if data.kind in ("causal_lm", "masked_lm") else 32
-    assert data.collate is not None
-    return datasets_.batches(getattr(data, split), data.collate, size)
-
-
 def _score(
     model: nn.Module, data: Data, cell: plan.Cell, split: str, inference: Inference | None = None
 ) -> tuple[float, dict[str, float | None], list[float], list[float]]:
     """(score, all metrics, predictions, references) on a split."""
     metric = cell.task.spec["metric"]
-    batches = _evaluation_batches(data, split)
-    predictions, references = predict_split(model, batches, data.kind, cell.device, cell.training["dtype"], inference)
+    predictions, references = evaluate.predict(model, data, split, cell.training, cell.device, inference)
     values = metrics.compute(metric["module"], predictions, references)
-    return _finite(values[metric["score"]]), values, predictions, references
+    kept = metrics.kept(metric["module"], metric["score"], predictions, references)
+    return _finite(values[metric["score"]]), values, *kept
 
 
 def _validation_loss(data: Data, cell: plan.Cell) -> Callable[[nn.Module], float]:
-    batches = list(_evaluation_batches(data, "validation"))
-    return lambda model: mean_loss(model, batches, cell.device, cell.training["dtype"])
+    batches = list(evaluate.evaluation_batches(data, "validation"))
+    return lambda model: evaluate.mean_loss(model, batches, cell.device, cell.training["dtype"])
 
 
 def _finite(value: float | None) -> float:

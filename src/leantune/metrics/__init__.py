@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 from leantune.errors import BadInput
 
-MODULES = ("classification", "binary_classification", "regression", "language_modelling")
+MODULES = (
+    "classification", "binary_classification", "regression", "language_modelling", "question_answering", "generation",
+)  # fmt: skip
+TEXTS = ("question_answering", "generation")  # whose predictions and references are texts
 
 
-def compute(module: str, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float | None]:
+def compute(module: str, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float | None]:
     """The scores of a metric module by name; None where a score is not defined (see the modules).
 
     Raises BadInput for an unknown module, no examples, or lists of different lengths.
@@ -27,3 +31,19 @@ def compute(module: str, predictions: Sequence[float], references: Sequence[floa
     with tempfile.TemporaryDirectory() as folder:
         loaded = metric(cache_dir=folder, keep_in_memory=True)
         return loaded.compute(predictions=list(predictions), references=list(references))
+
+
+def kept(
+    module: str, score: str, predictions: Sequence[Any], references: Sequence[Any]
+) -> tuple[list[float], list[float]]:
+    """What a record keeps of the examples: numbers as they are; of a text its own score, whose mean is the task's, and 1.
+
+    Raises BadInput where the score is not a mean over the examples.
+    """
+    if module not in TEXTS:
+        return list(predictions), list(references)
+    each = importlib.import_module(f"leantune.metrics.{module}").EACH
+    if score not in each:
+        raise BadInput(f"a task cannot be scored by '{score}' of {module}; choose {', '.join(each)}")
+    scores = [each[score](text, right) for text, right in zip(predictions, references, strict=True)]
+    return scores, [1.0] * len(scores)
