@@ -139,8 +139,8 @@ def test_a_folder_gives_its_methods_and_joins_the_search_path(tmp_path: Path, mo
 
 
 def test_a_scaffolded_method_passes_in_a_pytest_of_its_own(tmp_path: Path) -> None:
-    """What `leantune new` writes, checked as its author would, with a settings mapping and a point left out."""
-    folder = scaffold.create("method", "norm_tuning", tmp_path)
+    """What `leantune new` writes, checked as its author would."""
+    scaffold.create("method", "norm_tuning", tmp_path)
     (tmp_path / "test_mine.py").write_text(
         "from pathlib import Path\n"
         "from leantune.testing import parametrize_with_checks\n\n"
@@ -151,8 +151,6 @@ def test_a_scaffolded_method_passes_in_a_pytest_of_its_own(tmp_path: Path) -> No
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert f"{len(testing.CHECKS)} passed" in done.stdout
-    assert sorted(p.name for p in tmp_path.iterdir() if "__pycache__" not in p.name) == ["methods", "test_mine.py"]
-    assert folder.is_dir()
 
 
 def test_what_applies_depends_on_what_the_method_is() -> None:
