@@ -5,12 +5,14 @@ __version__ = "0.1.0"
 # Raised whenever a number that a record holds would change; part of every comparability key.
 MEASUREMENT_VERSION = 2
 
-from typing import TYPE_CHECKING  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from leantune import autoload  # noqa: E402
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from leantune.handle import apply as apply
 
 autoload.install()
 
@@ -20,3 +22,11 @@ def load(folder: str) -> "PreTrainedModel":
     from leantune import loading
 
     return loading.load(folder)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "apply":  # imported when asked for: it needs torch, and `import leantune` does not
+        from leantune.handle import apply
+
+        return apply
+    raise AttributeError(f"module 'leantune' has no attribute '{name}'")

@@ -260,8 +260,13 @@ def rerun(arguments: argparse.Namespace) -> None:
 def new(arguments: argparse.Namespace) -> None:
     from leantune import scaffold
 
-    folder = scaffold.create(arguments.kind, arguments.name, arguments.at or registry.roots()[0])
-    print(f"made {folder}; edit it, then: leantune validate {folder}")
+    root = arguments.at or registry.checkout()
+    if root is None:
+        raise BadInput("give --at DIR, a folder of your own: LeanTune is installed here and is no place for it")
+    folder = scaffold.create(arguments.kind, arguments.name, root)
+    print(f"made {folder}; edit it, then: leantune validate {shlex.quote(str(folder))}")
+    if root.absolute() not in registry.roots():
+        print(f"to use it: export LEANTUNE_PLUGINS={shlex.quote(str(root.absolute()))}")
 
 
 def repro(arguments: argparse.Namespace) -> int:

@@ -71,18 +71,30 @@ class Part:
 
 def roots() -> list[Path]:
     """The folders that may hold methods/, tasks/ and models/, in order of precedence."""
-    here = Path(__file__).resolve().parent
-    checkout = here.parents[1]
-    own = checkout if (checkout / "methods").is_dir() else here / "plugins"
-    extra = [Path(p).expanduser() for p in os.environ.get("LEANTUNE_PLUGINS", "").split(os.pathsep) if p]
+    own = checkout() or Path(__file__).resolve().parent / "plugins"
+    extra = [Path(p).expanduser().absolute() for p in os.environ.get("LEANTUNE_PLUGINS", "").split(os.pathsep) if p]
     for folder in extra:
         if not folder.is_dir():
             raise BadInput(f"LEANTUNE_PLUGINS names '{folder}', which is not a folder; mend or unset the variable")
     for entry in importlib.metadata.entry_points(group="leantune.plugins"):
-        found = importlib.util.find_spec(entry.value)
-        if found and found.submodule_search_locations:
-            extra.append(Path(next(iter(found.submodule_search_locations))))
+        try:
+            found = importlib.util.find_spec(entry.value)
+        except ModuleNotFoundError:  # of the package around it
+            found = None
+        if found is None or not found.submodule_search_locations:
+            raise BadInput(
+                f"the entry point '{entry.name}' of leantune.plugins names '{entry.value}', which is not a package that "
+                "can be imported; mend or uninstall its distribution"
+            )
+        extra.append(Path(next(iter(found.submodule_search_locations))))
     return [own, *extra]
+
+
+def checkout() -> Path | None:
+    """The repository's folder where LeanTune runs from one, None where it is installed."""
+    source = Path(__file__).resolve().parents[1]
+    root = source.parent
+    return root if source.name == "src" and (root / "methods").is_dir() else None
 
 
 def _yaml_files(kind: str) -> Iterator[Path]:

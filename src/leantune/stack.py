@@ -35,12 +35,13 @@ class Stack:
         """
         hooks = ("penalty", "on_step", "on_progress")
         return all(
-            part.plugin.spec.get(
-                "resumable",
-                all(getattr(type(self.methods[part.slot]), hook) is getattr(Method, hook) for hook in hooks),
-            )
+            part.plugin.spec.get("resumable", not any(_overrides(self.methods[part.slot], hook) for hook in hooks))
             for part in self.parts
         )
+
+    def overrides(self, hook: str) -> bool:
+        """Whether any plugin has a `hook` of its own."""
+        return any(_overrides(method, hook) for method in self.methods.values())
 
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
         """Vocabulary first, then adaptation; the optimizer slot has nothing to attach to.
@@ -85,6 +86,10 @@ class Stack:
             if slot in self.methods:
                 model = self.methods[slot].export(model, ctx)
         return model
+
+
+def _overrides(method: Method, hook: str) -> bool:
+    return getattr(type(method), hook) is not getattr(Method, hook)
 
 
 def context_cache(cache: Path, model_hash: str) -> Path:

@@ -98,8 +98,8 @@ def train(
     if resume:
         checkpoint.restore(resume, model, optimizer)
     watch.prepared(model, optimizer)
-    check_steps = _fractions(schedule.steps, schedule.checks)
-    evaluation_steps = _fractions(schedule.steps, schedule.evaluations if evaluate else 0)
+    check_steps = step_fractions(schedule.steps, schedule.checks)
+    evaluation_steps = step_fractions(schedule.steps, schedule.evaluations if evaluate else 0)
     seconds: list[float] = list(resume["seconds"]) if resume else []
     losses: list[float] = list(resume["losses"]) if resume else []
     curve: list[dict[str, float]] = list(resume["curve"]) if resume else []
@@ -187,7 +187,7 @@ def _prepare(
     return optimizer, scheduler
 
 
-def _fractions(steps: int, count: int) -> dict[int, float]:
+def step_fractions(steps: int, count: int) -> dict[int, float]:
     """Step to progress for `count` even fractions of the run; several that fall on one step are one."""
     return {max(1, round(steps * k / count)): k / count for k in range(1, count + 1)}
 

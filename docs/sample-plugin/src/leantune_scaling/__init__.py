@@ -1,0 +1,1 @@
+"""Methods for LeanTune; the folder `methods/` beside this file holds them."""

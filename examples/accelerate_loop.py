@@ -1,0 +1,65 @@
+"""Vocabulary pruning and LoRA in a loop with accelerate: python examples/accelerate_loop.py FOLDER"""
+
+import sys
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+import leantune
+from leantune import data, registry, sources
+
+STEPS, BATCH = 40, 16
+
+# A model and texts that need no hub. Yours come from from_pretrained("...") and load_dataset("...").
+checkpoint = sources.fetch(registry.get("models", "minilm-l6").spec["source"])
+task = registry.get("tasks", "sentiment")
+rows = data.load_rows({**task.spec, "folder": task.folder})["all"]  # columns text and label
+texts = Dataset.from_dict(rows).shuffle(seed=0).select(range(1300))
+
+set_seed(0)
+tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
+examples = texts.map(
+    lambda row: {**tokenizer(row["text"], truncation=True, max_length=48), "labels": int(row["label"] == "positive")},
+    remove_columns=["text", "label"],
+)
+splits = {"train": examples.select(range(1000)), "test": examples.select(range(1000, 1300))}
+collate = DataCollatorWithPadding(tokenizer)
+
+accelerator = Accelerator()
+handle = leantune.apply(
+    model.to(accelerator.device), "vocab_pruning+lora", data=splits, steps=STEPS, tokenizer=tokenizer,
+    settings={"lora.rank": 16, "lora.alpha": 32},
+)  # fmt: skip
+model, optimizer, scheduler, loader, test = accelerator.prepare(
+    handle.model,
+    handle.optimizer(),
+    handle.scheduler("linear", warmup=0.1),
+    DataLoader(splits["train"].select(range(STEPS * BATCH)), BATCH, collate_fn=collate),
+    DataLoader(splits["test"], 50, collate_fn=collate),
+)
+
+
+def accuracy(model: torch.nn.Module) -> float:
+    model.eval()
+    with torch.no_grad():
+        right = sum(int((model(**batch).logits.argmax(-1) == batch["labels"]).sum()) for batch in test)
+    return right / len(splits["test"])
+
+
+print(f"before    accuracy {accuracy(model):.3f}")
+model.train()
+for batch in loader:
+    accelerator.backward(model(**batch).loss)
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
+
+trained = sum(p.numel() for p in handle.model.parameters() if p.requires_grad)
+print(f"trained   {trained:,} parameters")
+print(f"kept      {handle.details['vocabulary']['kept']:,} of {handle.details['vocabulary']['full']:,} tokens")
+print(f"after     accuracy {accuracy(handle.export(sys.argv[1])):.3f}")

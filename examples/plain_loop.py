@@ -1,0 +1,60 @@
+"""Vocabulary pruning, SVFit and CAME in a plain PyTorch loop: python examples/plain_loop.py FOLDER"""
+
+import sys
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+import leantune
+from leantune import data, registry, sources
+
+STEPS, BATCH = 40, 16
+SETTINGS = {"came.lr_scale": 0.5}  # few steps want a higher rate than the default 0.1
+
+# A model and texts that need no hub. Yours come from from_pretrained("...") and load_dataset("...").
+checkpoint = sources.fetch(registry.get("models", "minilm-l6").spec["source"])
+task = registry.get("tasks", "sentiment")
+rows = data.load_rows({**task.spec, "folder": task.folder})["all"]  # columns text and label
+texts = Dataset.from_dict(rows).shuffle(seed=0).select(range(1300))
+
+torch.manual_seed(0)
+tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
+examples = texts.map(
+    lambda row: {**tokenizer(row["text"], truncation=True, max_length=48), "labels": int(row["label"] == "positive")},
+    remove_columns=["text", "label"],
+)
+splits = {"train": examples.select(range(1000)), "test": examples.select(range(1000, 1300))}
+collate = DataCollatorWithPadding(tokenizer)
+
+handle = leantune.apply(
+    model, "vocab_pruning+svfit+came", data=splits, steps=STEPS, tokenizer=tokenizer, settings=SETTINGS
+)
+
+
+def accuracy(model: torch.nn.Module) -> float:
+    model.eval()
+    right = 0
+    with torch.no_grad():
+        for batch in DataLoader(splits["test"], 50, collate_fn=collate):
+            right += int((model(**batch).logits.argmax(-1) == batch["labels"]).sum())
+    return right / len(splits["test"])
+
+
+print(f"before    accuracy {accuracy(handle.model):.3f}")
+optimizer, scheduler = handle.optimizer(), handle.scheduler("linear", warmup=0.1)
+handle.model.train()
+for batch in DataLoader(splits["train"].select(range(STEPS * BATCH)), BATCH, collate_fn=collate):
+    handle.model(**batch).loss.backward()
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
+
+trained = sum(p.numel() for p in handle.model.parameters() if p.requires_grad)
+states = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor))
+print(f"trained   {trained:,} parameters, {states / 2**20:.1f} MiB of optimizer states")
+print(f"kept      {handle.details['vocabulary']['kept']:,} of {handle.details['vocabulary']['full']:,} tokens")
+handle.export(sys.argv[1])
+print(f"after     accuracy {accuracy(leantune.load(sys.argv[1])):.3f}")
