@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, get_scheduler
 from transformers.models.auto import modeling_auto
 
-from leantune import loading, plan, registry, sources
+from leantune import cache, loading, plan, registry
 from leantune.api import BadInput, Batch, Context, Data, Unsupported, mark_head
 from leantune.data import Collate
 from leantune.stack import Stack
@@ -72,12 +72,12 @@ def apply(
     ctx = Context(
         kind=kind, family=model.config.model_type, steps=steps or 0, head_lr=head_lr, seed=seed,
         device=model.device.type, batch=batch, length=max(lengths, default=0), dtype=dtype,
-        cache=sources.cache_folder() / "derived" / "applied",
+        cache=cache.cache_folder() / "derived" / "applied",
     )  # fmt: skip
     mark_head(model, kind)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        attached, changed = plugins.attach(model, examples, ctx)
+        attached, changed = plugins.attach(model, cast(Data, examples), ctx)
     same = data is None or changed is examples
     return Handle(attached, data if same else _as_given(data, changed), plugins, ctx, tokenizer)
 
