@@ -19,35 +19,16 @@ from transformers.models.bert import BertTokenizer
 from leantune.api import Batch, Context, Data, mark_head
 from leantune.registry import parse_stack
 from leantune.stack import Stack
+from leantune.testing import ARCHITECTURES, WORDS
 from leantune.train import Schedule, Watch, train
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(59))]
-_ENCODER = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
-_DECODER = {"vocab_size": 64, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("Bert", {**_ENCODER, "vocab_size": 64, "max_position_embeddings": 32}),
-    "roberta": ("Roberta", {**_ENCODER, "vocab_size": 64, "max_position_embeddings": 40, "pad_token_id": 1}),
-    "deberta-v2": (
-        "DebertaV2",
-        {
-            **_ENCODER,
-            "vocab_size": 64,
-            "max_position_embeddings": 32,
-            "relative_attention": True,
-            "pos_att_type": ["p2c", "c2p"],
-            "norm_rel_ebd": "layer_norm",
-            "position_buckets": 8,
-        },
-    ),
-    "llama": ("Llama", {**_ENCODER, **_DECODER}),
-    "gpt2": ("GPT2", {**_DECODER, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 32}),
-}
-ADAPTABLE = tuple(_ARCHITECTURES)
+_CLASSES = {"bert": "Bert", "roberta": "Roberta", "deberta-v2": "DebertaV2", "llama": "Llama", "gpt2": "GPT2"}
+ADAPTABLE = tuple(ARCHITECTURES)
 
 
 def small_model(family: str = "bert", kind: str = "classification", seed: int = 0, **config: Any) -> PreTrainedModel:
     """A four-layer model of width 16 with random weights, its head marked."""
-    prefix, settings = _ARCHITECTURES[family]
+    prefix, settings = _CLASSES[family], ARCHITECTURES[family]
     labels = 1 if kind == "regression" else 2
     configuration = getattr(transformers, f"{prefix}Config")(**{**settings, "num_labels": labels, **config})
     if kind == "regression":

@@ -7,7 +7,7 @@ from leantune import registry
 from leantune.testing import Subject, parametrize_with_checks
 
 SETTINGS: dict[str, dict[str, Any]] = {  # matrices of width 16 and forty steps need other values than real ones
-    "softlms": {"multiple": 1, "alpha_reach": 4.0, "values_lr": 1e-3, "strength": 10.0},
+    "softlms": {"multiple": 1, "lr": 1e-2, "alpha_reach": 4.0, "values_lr": 1e-3, "strength": 10.0},
     "sleep": {"seconds": 0.001},
 }
 METHODS = {

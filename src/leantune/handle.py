@@ -67,7 +67,7 @@ def apply(
         raise BadInput(f"steps is {steps}; give the number of optimizer steps, 1 or more")
     if steps is None and plugins.overrides("on_progress"):
         raise BadInput(f"'{stack}' follows a schedule over the whole run; give steps=, the number of optimizer steps")
-    examples = _NoData(stack) if data is None else _examples(data, kind, model, tokenizer)
+    examples: Any = _NoData(stack) if data is None else _examples(data, kind, model, tokenizer)
     lengths = [0] if data is None else [len(ids) for ids in examples.train["input_ids"]]
     ctx = Context(
         kind=kind, family=model.config.model_type, steps=steps or 0, head_lr=head_lr, seed=seed,
