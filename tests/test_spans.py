@@ -254,7 +254,7 @@ def test_scores_of_texts_are_ranked_by_their_examples_and_reported(tmp_path, mon
             write(tmp_path, ok(method, quality=sum(scores) / 40, **more))
     tables.write_tables(tmp_path)
     rows = read_csv(tmp_path / "tables" / "leaderboard.csv")
-    found = {(row["quality_metric"], row["method"]): row["tier"] for row in rows}
+    found = {(row["quality_metric"], row["method"]): int(row["tier"]) for row in rows}
     assert found == {
         (metric, method): tier
         for metric in ("token_f1", "sentence_bleu")
