@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests import paper_tasks
 
 from leantune import bill, cards, cli, dag, plan, predict, registry
 from leantune.errors import BadInput
@@ -33,10 +32,9 @@ TRAINING = {"steps": 20, "batch": 8, "length": 16, "dtype": "bf16", "evaluations
 
 @pytest.fixture(autouse=True)
 def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two models that predict fast, two tasks that have no data, and stand-ins for the papers' tasks."""
+    """Two models that predict fast and two tasks that have no data."""
     folder = tmp_path / "plugins"
-    paper_tasks.write(folder)
-    (folder / "models").mkdir()
+    (folder / "models").mkdir(parents=True)
     for name, spec in (("tiny-gpt", GPT), ("tiny-bert", BERT)):
         (folder / "models" / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **MODEL, **spec}))
     for name in ("words", "tiny-sst2"):
