@@ -15,7 +15,7 @@ from small import small_context, small_model, words
 from small import stack as small_stack
 
 from leantune import metrics, models, plan, record, registry, stats
-from leantune.api import Data
+from leantune.api import Data, is_head
 from leantune.data import Collate, load_data
 from leantune.errors import BadInput
 from leantune.evaluate import written_answers
@@ -148,6 +148,10 @@ def test_a_pruned_vocabulary_is_whole_again_where_texts_are_written(tmp_path):
     batch = data.collate([data.train[i] for i in range(4)])
     assert pruned.train()(**batch).loss.isfinite()
     assert written_answers(pruning.export(pruned, ctx), splits[2], tokenizer, 8, 4, "cpu", "fp32", None) == before
+
+
+def test_a_decoder_that_writes_has_no_head():
+    assert not any(is_head(p) for family in ("llama", "gpt2") for p in small_model(family, "generation").parameters())
 
 
 # ------------------------------------------------------------------ scores

@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from leantune import metrics, models, registry, report, stats, tables
+from leantune import metrics, models, registry, report, spans, stats, tables
 from leantune.api import is_head
 from leantune.data import Collate, batches, load_data, sample_hash
 from leantune.errors import BadInput
@@ -85,7 +85,9 @@ def test_an_answer_is_found_again_in_every_window_that_holds_it(example):
     assert held or len(touched) > length // 3  # windows share a third of the length
 
 
-def test_a_window_has_its_example_and_tells_question_from_context():
+@pytest.mark.parametrize("chunk", [1, 2])  # examples tokenized at once
+def test_a_window_has_its_example_and_tells_question_from_context(chunk, monkeypatch):
+    monkeypatch.setattr(spans, "_CHUNK", chunk)
     first, second = rows("x . y", "y", 4), rows(" ".join(["word"] * 40) + " z", "z", 200, "what ?")
     both = {name: first[name] + second[name] for name in first}
     made = windows(both, paired(), 24, located=False)
@@ -163,34 +165,36 @@ def test_a_span_is_thirty_tokens_at_most():
 
 
 class Scripted(torch.nn.Module):
-    """Scores a token by its id: start 10 where it is `id`, and as much for the end; other tokens by a chosen bias."""
+    """Scores a token by its id, as a start and as an end; 0 where nothing is said."""
 
-    def __init__(self, scores):
+    def __init__(self, starts, ends):
         super().__init__()
-        self.scores = scores
+        self.scores = starts, ends
 
     def forward(self, input_ids, attention_mask):
-        made = torch.tensor([[self.scores.get(int(i), 0.0) for i in row] for row in input_ids])
-        return type("Output", (), {"start_logits": made, "end_logits": made})
+        made = [torch.tensor([[told.get(int(i), 0.0) for i in row] for row in input_ids]) for told in self.scores]
+        return type("Output", (), {"start_logits": made[0], "end_logits": made[1]})
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_the_answer_is_the_best_over_all_windows_of_an_example(size):
-    # Two windows of the first example, one of the second; token 0 is outside the context and scores highest.
+    # Token 0 is outside the context and scores highest. Of the first example the second window is best, of the last
+    # the first, with an answer of two tokens.
     split = Dataset.from_dict(
         {
-            "example": [0, 0, 1],
-            "pair": ["one two three", "one two three", "four five"],
-            "references": [["two"], ["two"], ["four", "five"]],
-            "input_ids": [[0, 1, 2], [0, 2, 3], [0, 4, 5]],
-            "begins": [[-1, 0, 4], [-1, 4, 8], [-1, 0, 5]],
-            "ends": [[-1, 3, 7], [-1, 7, 13], [-1, 4, 9]],
-            "label": [[1, 1], [0, 0], [2, 2]],
+            "example": [0, 0, 1, 2, 2],
+            "pair": ["one two three", "one two three", "four five", "six seven", "six seven"],
+            "references": [["two"], ["two"], ["four", "five"], ["seven"], ["seven"]],
+            "input_ids": [[0, 1, 2], [0, 2, 3], [0, 4, 5], [0, 6, 7], [0, 7]],
+            "begins": [[-1, 0, 4], [-1, 4, 8], [-1, 0, 5], [-1, 0, 4], [-1, 4]],
+            "ends": [[-1, 3, 7], [-1, 7, 13], [-1, 4, 9], [-1, 3, 9], [-1, 9]],
+            "label": [[1, 1], [0, 0], [2, 2], [2, 2], [1, 1]],
         }
     )
-    model = Scripted({0: 100.0, 1: 1.0, 2: -5.0, 3: 2.0, 4: 3.0, 5: 3.5})
+    alike = {0: 100.0, 1: 1.0, 2: -5.0, 3: 2.0, 4: 3.0, 5: 3.5}
+    model = Scripted({**alike, 6: 4.0}, {**alike, 7: 4.0})
     found = span_answers(model, split, batches(split, Collate("span", 9), size), "cpu", "fp32", None)
-    assert found == (["three", "five"], [["two"], ["four", "five"]])
+    assert found == (["three", "five", "six seven"], [["two"], ["four", "five"], ["seven"]])
 
 
 def test_only_the_span_scores_are_the_head():
