@@ -97,6 +97,7 @@ def test_a_plain_loop_ends_with_the_weights_of_leantune_run(stack: str, family: 
     exported = handle.export(tmp_path / "out")
     assert same(exported, by_the_harness(stack, data, tmp_path, family))
     assert not exported.training
+    assert not exported._forward_hooks
     loaded = leantune.load(str(tmp_path / "out"))
     assert torch.equal(logits(loaded), logits(exported))
     assert logits(loaded).shape == logits(small_model(family, kind)).shape  # the whole vocabulary
@@ -266,15 +267,24 @@ def test_a_family_that_is_not_described_takes_what_needs_no_description() -> Non
 def test_the_head_has_its_own_rate_and_the_caller_keeps_the_generator(tmp_path: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    model = small_model()
+    model = transformers.BertForSequenceClassification(small_model().config)  # no head is marked
     after_model = torch.get_rng_state()
     handle = leantune.apply(model, "lora", head_lr=0.25)
     assert torch.equal(torch.get_rng_state(), after_model)
     assert not torch.equal(before, after_model)
     assert handle.optimizer().param_groups[-1]["lr"] == 0.25
-    twin = leantune.apply(small_model(), "lora", head_lr=0.25)
-    assert same(handle.model, twin.model)
-    assert not same(handle.model, leantune.apply(small_model(), "lora", seed=1).model)
+    one, two, other = (leantune.apply(small_model(), "lora", seed=seed).model for seed in (0, 0, 1))
+    assert same(one, two)
+    assert not same(one, other)
+
+
+def test_hooks_of_every_step_are_called_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    data = small_data(tmp_path)
+    handle = leantune.apply(small_model(), "sleep", steps=STEPS, settings={"sleep.seconds": 0.5})
+    loop(handle, data)
+    assert slept == [0.5] * STEPS == [0.5] * handle.steps_taken
 
 
 def test_a_schedule_of_the_callers_own_is_refused_where_it_could_not_follow(tmp_path: Path) -> None:

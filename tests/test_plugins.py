@@ -22,6 +22,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH with both distributions."""
     folder = tmp_path_factory.mktemp("stranger")
     shutil.copytree(ROOT / "docs" / "sample-plugin", folder / "sample")
+    (folder / "methods").mkdir()  # of somebody else, where a checkout would have LeanTune's own
     alone = ["--no-deps", "--no-build-isolation"]
     subprocess.run([*PIP, "wheel", *alone, str(ROOT), "-w", str(folder / "wheels")], check=True)
     (wheel,) = (folder / "wheels").glob("leantune-*.whl")
@@ -43,7 +44,6 @@ def leantune(library: Path, folder: Path, *words: str, **environment: str) -> su
 
 
 def test_an_installed_plugin_is_found_beside_ours(library: Path, tmp_path: Path) -> None:
-    (tmp_path / "methods").mkdir()  # of somebody else: not LeanTune's own
     where = python(library, tmp_path, "-c", "import leantune; print(leantune.__file__)").stdout
     assert where.startswith(str(library))
     listed = leantune(library, tmp_path, "list")
