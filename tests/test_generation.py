@@ -186,6 +186,8 @@ def test_e2e_is_read_from_a_mirror(tmp_path, monkeypatch):
     data = load_data({**task.spec, "folder": task.folder, "splits": SIZES}, tokenizer, 192)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [60, 6, 8]
     assert len(set(data.test["text"])) == 8
+    for split in ("train", "validation", "test"):  # each from its own file
+        assert all(f"number[{split} " in text for text in getattr(data, split)["text"])
     assert {len(references) for references in data.train["references"]} == {1}
     assert {len(references) for references in data.test["references"]} > {1}
     assert len(set(data.train["text"])) < 60  # several descriptions of a meaning, each an example
