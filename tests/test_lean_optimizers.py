@@ -133,3 +133,10 @@ def test_projected_states_make_a_run_start_over() -> None:
     assert not stack("galore").resumable
     assert stack("adamw_8bit").resumable
     assert stack("adalomo").resumable
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rates_are_scaled(tmp_path: Path, name: str) -> None:
+    groups = [{"params": [nn.Parameter(torch.zeros(shape))], "lr": 0.1} for shape in ((20, 20), (3,))]
+    made = stack(name, lr_scale=0.5).methods["optimizer"].optimizer(groups, small_context(tmp_path))
+    assert {g["lr"] for g in made.param_groups} == {0.05}

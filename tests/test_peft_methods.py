@@ -104,6 +104,7 @@ def test_counts(tmp_path: Path, model: str, stack_name: str, count: int) -> None
     with torch.device("meta"):
         method(stack_name).attach(built, None, small_context(tmp_path, family, probe=True))
     assert trainable(built) == count
+    assert all(t.is_meta for t in built.state_dict().values())  # so that it is predicted at any size
 
 
 def test_the_default_tuner_is_lora(tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def test_products_are_in_bf16_unless_asked(tmp_path: Path) -> None:
 
 def test_memory_is_predicted_without_weights() -> None:
     """bert-base's 72 maps hold 84,934,656 numbers: 4.13 bits in place of 32."""
+    spec = registry.get("models", "bert-base").spec
+    built = predict.build(spec, stack("qlora"), small_context(Path(), probe=True), 2)
+    assert all(t.is_meta for t in built.state_dict().values())
     lora, ours = (predict.predict_names("bert-base", n, batch=1, length=32) for n in ("lora", "qlora"))
     assert ours["path"] == "cuda-simulated"
     weights = [r["by_kind"]["weights"] + r["by_kind"]["buffers"] for r in (lora, ours)]

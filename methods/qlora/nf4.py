@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
+from bitsandbytes.functional import QuantState, create_dynamic_map, dequantize_4bit, quantize_4bit, quantize_blockwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 BLOCK, OUTER_BLOCK = 64, 256  # weights that share a scale, scales that share a scale of their own
+with torch.device("cpu"):  # the values of 8-bit scales; bitsandbytes would make them on the device of the first use
+    CODE = create_dynamic_map()
 
 
 class NF4Linear(nn.Linear):
@@ -23,15 +25,15 @@ class NF4Linear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.compute, self.plain = compute, linear.weight.dtype
-        packed, state = quantize_4bit(
-            linear.weight.detach(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
-        )
+        packed, state = quantize_4bit(linear.weight.detach(), blocksize=BLOCK, quant_type="nf4")
+        offset = state.absmax.mean()
+        scales, outer = quantize_blockwise(state.absmax - offset, code=CODE, blocksize=OUTER_BLOCK)
         self.packed = nn.Parameter(packed, requires_grad=False)  # uint8 [out * in / 2, 1]
         self.register_parameter("bias", linear.bias)
-        self.register_buffer("scales", state.absmax)  # uint8 [out * in / 64]
-        self.register_buffer("outer_scales", state.state2.absmax)
-        self.register_buffer("outer_code", state.state2.code)
-        self.register_buffer("offset", state.offset)
+        self.register_buffer("scales", scales)  # uint8 [out * in / 64]
+        self.register_buffer("outer_scales", outer.absmax)
+        self.register_buffer("outer_code", outer.code)
+        self.register_buffer("offset", offset)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """W [out, in]."""
