@@ -11,6 +11,12 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def own_lock(tmp_path, monkeypatch):
+    """What a test reads from a hub or a mirror is locked in the test's own folder."""
+    monkeypatch.setenv("LEANTUNE_SOURCES_LOCK", str(tmp_path / "sources.lock"))
+
+
 @pytest.fixture
 def minilm():
     """A fresh real MiniLM for two-class sequence classification, its head marked, in eval mode."""

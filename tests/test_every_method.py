@@ -9,6 +9,8 @@ from leantune.testing import Subject, parametrize_with_checks
 SETTINGS: dict[str, dict[str, Any]] = {  # matrices of width 16 and forty steps need other values than real ones
     "softlms": {"multiple": 1, "lr": 1e-2, "alpha_reach": 4.0, "values_lr": 1e-3, "strength": 10.0},
     "sleep": {"seconds": 0.001},
+    "lomo": {"lr_scale": 50.0},
+    "qlora": {"compute": "fp32"},  # the exported maps are multiplied in fp32
 }
 METHODS = {
     name: {f"{name}.{key}": value for key, value in SETTINGS.get(name, {}).items()}
