@@ -256,7 +256,7 @@ def test_files_that_were_not_fetched_are_named():
 
 def test_a_config_must_be_named_where_there_are_several(mirror):
     with pytest.raises(BadInput, match="several configs, and `dataset:` names none; it has ax, cola"):
-        read_dataset(mirror / "nyu-mll/glue", {"text": "sentence", "train": "train", "test": "test"}, "nyu-mll/glue")
+        read_dataset(mirror / "nyu-mll/glue", {"train": "train", "test": "test"}, {"text": "sentence"}, "nyu-mll/glue")
 
 
 @pytest.mark.parametrize("damage", ["file", "readme"])

@@ -302,13 +302,13 @@ def test_squad_is_read_from_a_mirror(squad):
 def test_a_mirror_that_is_not_complete_is_named(squad, tmp_path, monkeypatch):
     (file,) = (tmp_path / "rajpurkar" / "squad" / "plain_text").glob("validation-*")
     file.write_bytes(b"not parquet")
-    with pytest.raises(BadInput, match=r"validation-\*\.parquet cannot be read"):
+    with pytest.raises(BadInput, match="cannot be read"):
         load_data(squad, None, 40)
     file.unlink()
     with pytest.raises(BadInput, match=r"validation-\S+\.parquet is locked and missing"):
         load_data(squad, None, 40)
     monkeypatch.setenv("LEANTUNE_SOURCES_LOCK", str(tmp_path / "another.lock"))
-    with pytest.raises(BadInput, match=r"has no file plain_text/validation-\*\.parquet"):
+    with pytest.raises(BadInput, match="has no split 'validation'; it has train"):
         load_data(squad, None, 40)
 
 

@@ -6,15 +6,18 @@ from dataclasses import fields
 from typing import Any
 
 import peft
+from leantune_plugins.lora.method import Lora
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from leantune.api import BadInput, Context, Data, Method, Unsupported, freeze_body
+from leantune.api import BadInput, Context, Data, Unsupported, freeze_body
 from leantune.architectures import family, linears
 
 
-class Peft(Method):
+class Peft(Lora):
+    """Attaches as `lora` does, for any config class; merged at the export as there."""
+
     tuner: BaseTuner  # peft's own object around the attached model
 
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
@@ -36,7 +39,7 @@ class Peft(Method):
         targets = {"query_value": where.query_value, "all": where.linears}
         if self.params["targets"] not in targets:
             raise BadInput(f"the setting targets is '{self.params['targets']}'; allowed: {', '.join(targets)}")
-        named = {"r": self.params["rank"], "lora_alpha": self.params["alpha"]}
+        named = {"r": self.params["rank"], "lora_alpha": self.params["alpha"], "lora_dropout": self.params["dropout"]}
         return {
             "target_modules": paths(model, ctx, targets[self.params["targets"]]),
             "fan_in_fan_out": ctx.family == "gpt2",  # its Conv1D keeps the weight as (in, out)
@@ -63,14 +66,6 @@ class Peft(Method):
             return made(**settings)
         except (TypeError, ValueError) as error:
             raise BadInput(f"{name} refuses these settings: {error}") from error
-
-    def export(self, model: nn.Module, ctx: Context) -> nn.Module:
-        """The update merged into the weights: a plain `transformers` model."""
-        for name, module in list(model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                module.merge()
-                model.set_submodule(name, module.get_base_layer())
-        return model
 
 
 def paths(model: nn.Module, ctx: Context, names: tuple[str, ...]) -> list[str]:

@@ -84,7 +84,10 @@ def _load(task: Mapping[str, Any]) -> tuple[dict[str, Rows], tuple[str, ...]]:
         columns = {column: task["files"][column] for column in ("text", "label") if column in task["files"]}
         return {split: read_tab(source / name, columns) for split, name in files.items()}, ()
     if "dataset" in task:
-        loaded = read_dataset(source, task["dataset"], str(task["source"].get("hub", source)))
+        block, name = task["dataset"], str(task["source"].get("hub", source))
+        splits = {split: block[split] for split in ("train", "validation", "test") if split in block}
+        columns = {column: block[column] for column in ("text", "pair", "label") if column in block}
+        loaded = read_dataset(source, splits, columns, name, block.get("config"))
     else:
         loaded = dict(_own_loader(loader_folder(task, folder))(source))
     label = next(iter(loaded.values())).features.get("label")

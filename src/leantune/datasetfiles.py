@@ -5,7 +5,7 @@ No code of a repository is run (`datasets` has no loading scripts any more), and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,22 @@ from huggingface_hub import DatasetCard
 from leantune.cache import cache_folder
 from leantune.errors import BadInput
 
-_ROLES = ("train", "validation", "test")
 
+def read_dataset(
+    folder: Path, splits: Mapping[str, str], columns: Mapping[str, str], name: str, config: str | None = None
+) -> dict[str, datasets.Dataset]:
+    """The splits of a data set, with the columns that are wanted. Both mappings go from our name to the data set's own:
+    `{"test": "validation"}`, `{"text": "sentence"}`.
 
-def read_dataset(folder: Path, block: Mapping[str, Any], name: str) -> dict[str, datasets.Dataset]:
-    """The splits that a task's `dataset:` block names, with the columns `text`, `label` and `pair` as it names them.
-
-    `block` has `config` (needed where the README declares several), the columns' names and those of the splits.
-    Features, class names among them, are those of the README, or of the files where it has none. `name` is for errors.
+    `config` is needed where the README declares several. Features, class names among them, are those of the README, or
+    of the files where it has none. `name` is for errors.
 
     Raises BadInput for a config, split, column or file that is not there, or a file that cannot be read.
     """
-    wanted = {role: block[role] for role in _ROLES if role in block}
-    config, declared, features = _declared(folder, block.get("config"), name)
+    config, declared, features = _declared(folder, config, name)
     if declared is not None:
-        _require("split", list(wanted.values()), list(declared), name, config)
-        declared = {split: declared[split] for split in wanted.values()}
+        _require("split", splits, declared, name, config)
+        declared = {split: declared[split] for split in splits.values()}
     with _no_bars():
         try:
             # The files are given, as `datasets` else looks for those of the first config too.
@@ -48,13 +48,11 @@ def read_dataset(folder: Path, block: Mapping[str, Any], name: str) -> dict[str,
         except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError) as error:
             reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
             raise BadInput(f"data set {name} cannot be read ({reason[0][:300]}); fetch its files again") from error
-    _require("split", list(wanted.values()), list(loaded), name, config)
-    columns = {block[column]: column for column in ("text", "pair", "label") if column in block}
-    made = {}
-    for role, split in wanted.items():
-        _require("column", list(columns), loaded[split].column_names, name, config)
-        made[role] = loaded[split].select_columns(list(columns)).rename_columns(columns)
-    return made
+    _require("split", splits, loaded, name, config)
+    for split in splits.values():
+        _require("column", columns, loaded[split].column_names, name, config)
+    ours = {theirs: mine for mine, theirs in columns.items()}
+    return {role: loaded[split].select_columns(list(ours)).rename_columns(ours) for role, split in splits.items()}
 
 
 def _declared(
@@ -79,8 +77,8 @@ def _declared(
     return config, files, infos[config].features if config in infos else None
 
 
-def _require(what: str, wanted: list[str], known: list[str], name: str, config: str | None) -> None:
-    for one in wanted:
+def _require(what: str, wanted: Mapping[str, str], known: Collection[str], name: str, config: str | None) -> None:
+    for one in wanted.values():
         if one not in known:
             of = f" of config '{config}'" if config else ""
             raise BadInput(f"data set {name}{of} has no {what} '{one}'; it has {', '.join(known)}")

@@ -1,10 +1,13 @@
-"""E2E NLG (arXiv 1706.09254) as the hub has it in parquet: `default/{train,validation,test}/*.parquet`."""
+"""E2E NLG (arXiv 1706.09254) as the hub has it in parquet."""
 
 from pathlib import Path
 
 from datasets import Dataset
 
-from leantune.parquetfiles import read_parquet
+from leantune.datasetfiles import read_dataset
+
+SPLITS = {split: split for split in ("train", "validation", "test")}
+COLUMNS = {"text": "meaning_representation", "reference": "human_reference"}
 
 
 def load(folder: Path) -> dict[str, Dataset]:
@@ -12,16 +15,14 @@ def load(folder: Path) -> dict[str, Dataset]:
 
     Descriptions of one meaning are a group.
     """
-    train = read_parquet(folder, "default/train/*.parquet", ("meaning_representation", "human_reference"))
-    meanings = train["meaning_representation"]
-    rows = {"text": meanings, "group": meanings, "references": [[text] for text in train["human_reference"]]}
-    scored = {split: _by_meaning(folder, split) for split in ("validation", "test")}
-    return {"train": Dataset.from_dict(rows), **scored}
+    read = read_dataset(folder, SPLITS, COLUMNS, str(folder))
+    train = read.pop("train")
+    rows = {"text": train["text"], "group": train["text"], "references": [[text] for text in train["reference"]]}
+    return {"train": Dataset.from_dict(rows), **{split: _by_meaning(rows) for split, rows in read.items()}}
 
 
-def _by_meaning(folder: Path, split: str) -> Dataset:
-    rows = read_parquet(folder, f"default/{split}/*.parquet", ("meaning_representation", "human_reference"))
+def _by_meaning(rows: Dataset) -> Dataset:
     found: dict[str, list[str]] = {}
-    for meaning, text in zip(rows["meaning_representation"], rows["human_reference"], strict=True):
+    for meaning, text in zip(rows["text"], rows["reference"], strict=True):
         found.setdefault(meaning, []).append(text)
     return Dataset.from_dict({"text": list(found), "references": list(found.values())})
