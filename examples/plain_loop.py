@@ -3,30 +3,17 @@
 import sys
 
 import torch
-from datasets import Dataset
+from sentiment import load
 from torch.utils.data import DataLoader
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import DataCollatorWithPadding
 
 import leantune
-from leantune import data, registry, sources
 
 STEPS, BATCH = 40, 16
 SETTINGS = {"came.lr_scale": 0.5}  # few steps want a higher rate than the default 0.1
 
-# A model and texts that need no hub. Yours come from from_pretrained("...") and load_dataset("...").
-checkpoint = sources.fetch(registry.get("models", "minilm-l6").spec["source"])
-task = registry.get("tasks", "sentiment")
-rows = data.load_rows({**task.spec, "folder": task.folder})["all"]  # columns text and label
-texts = Dataset.from_dict(rows).shuffle(seed=0).select(range(1300))
-
 torch.manual_seed(0)
-tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
-examples = texts.map(
-    lambda row: {**tokenizer(row["text"], truncation=True, max_length=48), "labels": int(row["label"] == "positive")},
-    remove_columns=["text", "label"],
-)
-splits = {"train": examples.select(range(1000)), "test": examples.select(range(1000, 1300))}
+model, tokenizer, splits = load()
 collate = DataCollatorWithPadding(tokenizer)
 
 handle = leantune.apply(

@@ -3,36 +3,16 @@
 import sys
 
 import numpy as np
-from datasets import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from sentiment import load
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
 
 import leantune
-from leantune import data, registry, sources
 
 STEPS = 40
 SETTINGS = {"safe.lr": 3e-3}  # few steps want a higher rate than the default 1e-3
 
-# A model and texts that need no hub. Yours come from from_pretrained("...") and load_dataset("...").
-checkpoint = sources.fetch(registry.get("models", "minilm-l6").spec["source"])
-task = registry.get("tasks", "sentiment")
-rows = data.load_rows({**task.spec, "folder": task.folder})["all"]  # columns text and label
-texts = Dataset.from_dict(rows).shuffle(seed=0).select(range(1300))
-
 set_seed(0)
-tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
-examples = texts.map(
-    lambda row: {**tokenizer(row["text"], truncation=True, max_length=48), "labels": int(row["label"] == "positive")},
-    remove_columns=["text", "label"],
-)
-splits = {"train": examples.select(range(1000)), "test": examples.select(range(1000, 1300))}
+model, tokenizer, splits = load()
 
 handle = leantune.apply(model, "safe", data=splits, steps=STEPS, tokenizer=tokenizer, settings=SETTINGS)
 

@@ -1,13 +1,19 @@
-"""Small data sets in the columns and files that the hub's SQuAD and E2E NLG have, made of sentences of our own."""
+"""Small data sets in the columns and files that the hub's SQuAD and E2E NLG have, made of sentences of our own, and cells on them."""
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+import pytest
+
+from leantune import record
 
 TOWNS = ["Ashford", "Brixham", "Corby", "Dunster", "Elland", "Fowey", "Goole", "Hythe"]
 THINGS = ["the old mill", "a stone bridge", "the town hall", "a glass lighthouse", "the market cross"]
@@ -67,6 +73,30 @@ def plugin(root: Path, task: str, settings: str) -> Path:
     )
     {"squad": write_squad, "e2e": write_e2e}[task](folder / "data")
     return root
+
+
+def run_sample(root: Path, out: Path, model: str, task: str, method: str) -> Any:
+    """The record of a cell of a task in a plugin folder."""
+    command = ["run", "--model", model, "--task", task, "--method", method, "--device", "cpu", "--out", str(out)]
+    environment = {**os.environ, "LEANTUNE_PLUGINS": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-m", "leantune", *command], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    row = record.read_record(out)
+    assert row["status"] == "ok", row["reason"]
+    return row
+
+
+def check_answers(row: Any, count: int, metrics: set[str]) -> None:
+    """A record of a task whose answers are texts: a score of each example, whose mean is the task's."""
+    quality = row["quality"]
+    assert len(quality["predictions"]) == len(quality["references"]) == count
+    assert quality["value"] == pytest.approx(sum(quality["predictions"]) / count, abs=1e-4)
+    assert set(quality["metrics"]) == metrics
+    assert len(quality["curve"]) == 1
+    assert row["memory"]["predicted"]["peak_bytes"] == row["memory"]["tensors"]["peak_bytes"]
+    assert row["inference"]["tokens_per_second"] > 0
 
 
 def _write(file: Path, rows: list[dict[str, Any]]) -> None:

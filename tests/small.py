@@ -17,13 +17,28 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from transformers.models.bert import BertTokenizer
 
 from leantune.api import Batch, Context, Data, mark_head
-from leantune.registry import parse_stack
+from leantune.registry import parse_stack, plugin_names
 from leantune.stack import Stack
 from leantune.testing import ARCHITECTURES, WORDS
 from leantune.train import Schedule, Watch, train
 
 _CLASSES = {"bert": "Bert", "roberta": "Roberta", "deberta-v2": "DebertaV2", "llama": "Llama", "gpt2": "GPT2"}
 ADAPTABLE = tuple(ARCHITECTURES)
+
+
+_NARROW = {  # matrices of width 16 and twenty steps need other ranks, rates and thresholds than real ones
+    "softlms.multiple": 1,
+    "softlms.alpha_reach": 4.0,
+    "softlms.values_lr": 1e-3,
+    "softlms.strength": 10.0,
+    "safe.tau": 1e-4,
+    "safe.lr": 1e-2,
+}
+
+
+def narrow_settings(stack: str) -> dict[str, Any]:
+    """What small models of width 16 need in a stack, as `--set` names it."""
+    return {name: value for name, value in _NARROW.items() if name.partition(".")[0] in plugin_names(stack)}
 
 
 def small_model(family: str = "bert", kind: str = "classification", seed: int = 0, **config: Any) -> PreTrainedModel:

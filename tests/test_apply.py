@@ -13,7 +13,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from datasets import Dataset, DatasetDict
-from small import batch_of, small_context, small_data, small_model
+from small import batch_of, narrow_settings, small_context, small_data, small_model
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -22,17 +22,10 @@ import leantune
 from leantune.api import BadInput, Batch, Data, Unsupported
 from leantune.registry import parse_stack
 from leantune.stack import Stack
+from leantune.testing import ARCHITECTURES
 from leantune.train import Schedule, train
 
 STEPS = 20
-SETTINGS = {  # matrices of width 16 and twenty steps need other ranks, rates and thresholds than real ones
-    "softlms.multiple": 1,
-    "softlms.alpha_reach": 4.0,
-    "softlms.values_lr": 1e-3,
-    "softlms.strength": 10.0,
-    "safe.tau": 1e-4,
-    "safe.lr": 1e-2,
-}
 STACKS = ["vocab_pruning+svfit+came", "lora", "safe", "softlms", "vocab_pruning+softlms+came"]
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # loops draw at different moments
 
@@ -42,19 +35,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEANTUNE_CACHE", str(tmp_path / "cache"))
 
 
-def settings(stack: str) -> dict[str, Any]:
-    return {k: v for k, v in SETTINGS.items() if k.partition(".")[0] in stack.split("+")}
-
-
 def applied(model: PreTrainedModel, stack: str, data: Data | None, **words: Any) -> Any:
     given = None if data is None else data.train
-    return leantune.apply(model, stack, **{"data": given, "steps": STEPS, "settings": settings(stack), **words})
+    return leantune.apply(model, stack, **{"data": given, "steps": STEPS, "settings": narrow_settings(stack), **words})
 
 
 def by_the_harness(stack: str, data: Data, folder: Path, family: str = "bert", **config: Any) -> PreTrainedModel:
     """Trained with the harness's own loop, and exported."""
     model, ctx = small_model(family, data.kind, **config), small_context(folder, family, data.kind, steps=STEPS)
-    plugins = Stack(parse_stack(stack, data.kind, settings(stack)))
+    plugins = Stack(parse_stack(stack, data.kind, narrow_settings(stack)))
     torch.manual_seed(0)
     attached, changed = plugins.attach(model, data, ctx)
     assert changed is not None
@@ -161,7 +150,7 @@ def test_accumulated_batches_of_the_trainer_share_one_penalty(kind: str, tmp_pat
     data, gradients = small_data(tmp_path, kind), []
     for accumulate in (1, 2):
         model = small_model("bert" if kind == "classification" else "llama", kind, **STILL)
-        words = {**settings("softlms"), "softlms.strength": 1e6}
+        words = {**narrow_settings("softlms"), "softlms.strength": 1e6}
         handle = applied(model, "softlms", data, steps=1, settings=words)
         seen: list[Tensor] = []
         handle.optimizer().register_step_pre_hook(
@@ -248,14 +237,7 @@ def test_words_that_are_wrong_are_refused() -> None:
 
 
 def test_a_family_that_is_not_described_takes_what_needs_no_description() -> None:
-    config = transformers.ElectraConfig(
-        vocab_size=64,
-        embedding_size=16,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
+    config = transformers.ElectraConfig(**ARCHITECTURES["bert"], embedding_size=16)
     model = transformers.ElectraForSequenceClassification(config)
     with pytest.raises(Unsupported, match=r"family 'electra' is not described; known: bert, .*mamba"):
         leantune.apply(model, "lora")

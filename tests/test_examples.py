@@ -55,4 +55,4 @@ def test_it_learns_counts_what_leantune_counts_and_exports(name: str, tmp_path: 
 def test_every_script_is_shown_and_run() -> None:
     page = (ROOT / "docs" / "apply.md").read_text(encoding="utf-8")
     scripts = {file.stem for file in (ROOT / "examples").glob("*.py")}
-    assert scripts == set(STACKS) == set(re.findall(r'--8<-- "examples/(\w+)\.py"', page))
+    assert scripts == {*STACKS, "sentiment"} == set(re.findall(r'--8<-- "examples/(\w+)\.py"', page))

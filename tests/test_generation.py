@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import sacrebleu
 import torch
 from datasets import Dataset
-from samples import plugin, write_e2e
+from samples import check_answers, plugin, run_sample, write_e2e
 from small import small_context, small_model, words
 from small import stack as small_stack
 
-from leantune import metrics, models, plan, record, registry, stats
+from leantune import metrics, models, plan, registry, stats
 from leantune.api import Data, is_head
 from leantune.data import Collate, load_data
 from leantune.errors import BadInput
@@ -22,19 +18,6 @@ from leantune.evaluate import written_answers
 from leantune.generation import encode
 
 SIZES = {"train": 60, "validation": 6, "test": 8, "seed": 0}
-
-
-def run_sample(root, out, model, task, method, *more):
-    """The record of a cell of a task in a plugin folder."""
-    command = ["run", "--model", model, "--task", task, "--method", method, "--device", "cpu", "--out", str(out), *more]
-    environment = {**os.environ, "LEANTUNE_PLUGINS": str(root)}
-    done = subprocess.run(
-        [sys.executable, "-m", "leantune", *command], capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    row = record.read_record(out)
-    assert row["status"] == "ok", row["reason"]
-    return row
 
 
 def decoder_words():
@@ -214,11 +197,5 @@ def test_a_cell_of_e2e(tmp_path):
         "metric: {module: generation, score: sentence_bleu, higher_is_better: true}",
     )
     row = run_sample(root, tmp_path / "row.json", "mini-gpt", "e2e-sample", "vocab_pruning+full")
-    quality = row["quality"]
-    assert len(quality["predictions"]) == len(quality["references"]) == 9
-    assert quality["value"] == pytest.approx(sum(quality["predictions"]) / 9, abs=1e-4)
-    assert set(quality["metrics"]) == {"bleu", "sentence_bleu"}
-    assert len(quality["curve"]) == 1
-    assert row["memory"]["predicted"]["peak_bytes"] == row["memory"]["tensors"]["peak_bytes"]
-    assert row["inference"]["tokens_per_second"] > 0
+    check_answers(row, 9, {"bleu", "sentence_bleu"})
     assert row["size"]["deployed_parameters"] == 1088256

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import run, small_context, small_data, small_model
+from small import narrow_settings, run, small_context, small_data, small_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,19 +29,10 @@ STACKS = [
     "vocab_pruning+safe+came",
 ]
 IDS = torch.tensor([[2, 9, 17, 33, 3], [2, 8, 8, 60, 3]])
-SETTINGS = {  # matrices of width 16 and twenty steps need other ranks, rates and thresholds than real ones
-    "softlms.multiple": 1,
-    "softlms.alpha_reach": 4.0,
-    "softlms.values_lr": 1e-3,
-    "softlms.strength": 10.0,
-    "safe.tau": 1e-4,
-    "safe.lr": 1e-2,
-}
 
 
 def legal_stack(name: str, kind: str) -> Stack:
-    words = name.split("+")
-    return Stack(parse_stack(name, kind, {k: v for k, v in SETTINGS.items() if k.partition(".")[0] in words}))
+    return Stack(parse_stack(name, kind, narrow_settings(name)))
 
 
 def logits(model: nn.Module) -> Tensor:

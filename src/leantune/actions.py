@@ -164,9 +164,9 @@ def _configured(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
 def plan_(arguments: argparse.Namespace) -> None:
     from leantune import bill, cards
 
-    under = None if arguments.under is None else cards.parse_bytes(arguments.under)
-    if arguments.under in cards.USABLE_GIB:
-        under = int(cards.USABLE_GIB[arguments.under] * cards.GIB)
+    size, under = arguments.under, None
+    if size is not None:  # a plan counts the CUDA context with the cell, so a card is all that it offers
+        under = cards.usable_bytes(size) if size in cards.USABLE_GIB else cards.parse_bytes(size)
     config = plan.load_config(arguments.config, arguments.grid)
     found = bill.draw_up(config, arguments.gpu, arguments.efficiency, under)
     if arguments.csv:

@@ -25,6 +25,7 @@ from leantune.errors import BadInput, Unsupported  # noqa: F401  (part of the co
 if TYPE_CHECKING:
     from datasets import Dataset
 
+LANGUAGE_MODELS = ("causal_lm", "masked_lm", "generation")  # kinds without a head of their own; scored over all tokens
 Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
 
@@ -126,7 +127,7 @@ class Method:
 
 def mark_head(model: nn.Module, kind: str) -> None:
     """Mark the freshly initialised parameters: all outside the base model, and its pooler. LMs have none."""
-    if kind in ("causal_lm", "masked_lm", "generation"):
+    if kind in LANGUAGE_MODELS:
         return
     base = getattr(model, str(model.base_model_prefix))
     body = {id(p) for n, p in base.named_parameters() if "pooler" not in n.split(".")}

@@ -107,7 +107,7 @@ def draw_up(
     """
     if gpu not in cards.PEAK_TFLOPS:
         raise BadInput(f"--gpu '{gpu}' is no card whose peak is known; known: {', '.join(cards.PEAK_TFLOPS)}")
-    limit = int(cards.USABLE_GIB[gpu] * cards.GIB) if under is None else under
+    limit = cards.usable_bytes(gpu) if under is None else under
     asked: list[tuple[Item, str]] = []
     asks: dict[str, tuple[Cell, sweep.Ask]] = {}
     for item in items(config):

@@ -14,6 +14,7 @@ from scipy import stats
 
 from leantune.groups import KEY, Entry, Record, Row, value
 from leantune.rows import measured_over_predicted
+from leantune.stats import CLASS_SCORES
 from leantune.text import text_table
 
 COLUMNS = ["check", "model", "task", "expected", "measured", "error", "limit", "passed", "key", "seed", "why"]
@@ -155,7 +156,7 @@ def _prediction(records: Sequence[Record], limits: Limits) -> Iterator[Row]:
 
 
 def _are_classes(record: Record) -> bool:
-    return value(record, "quality.metric") in ("accuracy", "macro_f1", "binary_f1", "matthews")
+    return value(record, "quality.metric") in CLASS_SCORES
 
 
 def _chance(check: str, record: Record) -> Row:

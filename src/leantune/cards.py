@@ -34,6 +34,11 @@ EFFICIENCY = 0.35  # an assumed share of the peak: published runs of large model
 CONTEXT_BYTES = GIB  # allowed for the CUDA context and library workspaces, which torch does not count
 
 
+def usable_bytes(card: str) -> int:
+    """What CUDA offers on a card by name, the context's share among it."""
+    return int(USABLE_GIB[card] * GIB)
+
+
 def fits(reserved_bytes: int) -> dict[str, bool]:
     """Card to whether the allocator's reserved bytes and the context fit on it."""
     return {card: reserved_bytes + CONTEXT_BYTES <= size * GIB for card, size in USABLE_GIB.items()}
@@ -50,7 +55,7 @@ def parse_bytes(text: str) -> int:
     Raises BadInput where it is none of these or not above 0.
     """
     if text in USABLE_GIB:
-        return int(USABLE_GIB[text] * GIB) - CONTEXT_BYTES
+        return usable_bytes(text) - CONTEXT_BYTES
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text)
     units: dict[str | None, int] = {None: 1}
     for n, letter in enumerate("KMGT", 1):

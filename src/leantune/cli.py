@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     bill = commands.add_parser("plan", help="memory, FLOPs and hours of everything a config runs, before it runs")
     _config_flags(bill)
     bill.add_argument("--gpu", default="A100-40GB", metavar="CARD", help="hours are those on this card (A100-40GB)")
-    bill.add_argument("--efficiency", type=_share, default=EFFICIENCY, metavar="SHARE",
+    bill.add_argument("--efficiency", type=_positive(float, most=1), default=EFFICIENCY, metavar="SHARE",
                       help=f"of the card's peak that training reaches ({EFFICIENCY})")  # fmt: skip
     bill.add_argument("--under", metavar="SIZE", help="leave out what needs more: 24GiB or a card (what CARD has)")
     bill.add_argument("--json", action="store_true", help="print one JSON object")
@@ -198,11 +198,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(what: type[int] | type[float]) -> Callable[[str], float]:
+def _positive(what: type[int] | type[float], most: float | None = None) -> Callable[[str], float]:
     def value(text: str) -> float:
         number = what(text)
-        if not number > 0:
-            raise argparse.ArgumentTypeError(f"'{text}' must be more than 0")
+        if not number > 0 or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"'{text}' must be more than 0" + (f" and at most {most}" if most else ""))
         return number
 
     value.__name__ = what.__name__  # argparse's word where a value is wrong
@@ -229,13 +229,6 @@ def _list_flag(parser: argparse.ArgumentParser, flag: str, what: Callable[[str],
 def _config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     parser.add_argument("--grid", help=GRID)
-
-
-def _share(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be more than 0 and at most 1")
-    return number
 
 
 def _trust_flag(parser: argparse.ArgumentParser) -> None:

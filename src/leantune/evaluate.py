@@ -12,12 +12,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from leantune import generation, spans
-from leantune.api import Batch, Data
+from leantune.api import LANGUAGE_MODELS, Batch, Data
 from leantune.data import batches as batches_of
 from leantune.meter.tensors import TensorMeter
 from leantune.train import _autocast, _now, _to
 
-LANGUAGE_MODELS = ("causal_lm", "masked_lm", "generation")  # scored over the full vocabulary, whose logits are large
 TARGETS = ("labels", "start_positions", "end_positions")  # what a batch has for its loss
 
 

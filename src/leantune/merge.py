@@ -15,12 +15,6 @@ from leantune.groups import Entry, value
 from leantune.record import Record, read_record, write_record
 
 NEEDED = ("allocate_64mib_tensors", "sleep", "train_nothing_parameters", "random", calibration.LEAK)
-EXACT = (
-    "accuracy",
-    "macro_f1",
-    "binary_f1",
-    "matthews",
-)  # counts; other scores lose digits, as predictions are kept to five decimals
 
 
 @dataclass(frozen=True)
@@ -139,7 +133,8 @@ def _check_score(record: Record, metric_of_task: Mapping[str, object]) -> None:
     with np.errstate(all="ignore"):
         again = float(score(np.ones((1, len(predictions))))[0])
     again = again if math.isfinite(again) else 0.0  # a correlation that is not defined scores 0
-    digits = 1e-9 if metric in EXACT else 1e-4
+    # Counts are exact; other scores lose digits, as predictions are kept to five decimals.
+    digits = 1e-9 if metric in stats.CLASS_SCORES else 1e-4
     if not math.isclose(again, quality["value"], rel_tol=digits, abs_tol=digits):
         raise BadInput(f"its predictions score {again:.6g}, not {quality['value']:.6g}; send the file as written")
 

@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 POWER = 0.8
 RESAMPLES = 10_000
+CLASS_SCORES = ("accuracy", "macro_f1", "binary_f1", "matthews")  # that follow from counts
 TEXT_SCORES = ("token_f1", "exact_match", "sentence_bleu")
 
 
@@ -141,10 +142,10 @@ def weighted_score(metric: str, predictions: Sequence[float], references: Sequen
     """The score of one method as a function of example weights (rows, n) -> (rows,).
 
     `accuracy`, `macro_f1`, `binary_f1` (of class 1), `matthews`, `pearson` and `spearman` compare predictions with
-    references; `loss` is the mean per token of the
-    examples' summed losses, whose references are their numbers of tokens (one each where there are none),
-    `perplexity` its exponential. The scores of texts (`TEXT_SCORES`) are means of the examples' own, with references 1. Spearman's ranks are those of the whole test split. Raises KeyError
-    for a metric that is not known.
+    references; Spearman's ranks are those of the whole test split. `loss` is the mean per token of the examples'
+    summed losses, whose references are their numbers of tokens (one each where there are none), `perplexity` its
+    exponential. The scores of texts (`TEXT_SCORES`) are means of the examples' own, whose references are 1.
+    Raises KeyError for a metric that is not known.
     """
     values = np.asarray(predictions, dtype=np.float64)
     if metric in ("loss", "perplexity", *TEXT_SCORES):

@@ -51,7 +51,7 @@ from leantune import (
     record,
 )
 from leantune import data as datasets_
-from leantune.api import Context, Data, is_head, mark_head
+from leantune.api import LANGUAGE_MODELS, Context, Data, is_head, mark_head
 from leantune.cell import RETRY
 from leantune.checkpoint import Preempted, Stop
 from leantune.errors import BadInput, Diverged, Unsupported
@@ -216,7 +216,7 @@ def _train(
     )
 
     def score(current: nn.Module) -> float:
-        if "vocabulary" in stack.methods and data.kind in evaluate.LANGUAGE_MODELS:
+        if "vocabulary" in stack.methods and data.kind in LANGUAGE_MODELS:
             # Language models are scored over the full vocabulary.
             current = stack.methods["vocabulary"].export(copy.deepcopy(current), ctx)
         return _score(current, data, cell, "validation")[0]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import datasets
-import evaluate
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from leantune.metrics.local import WHOLE, LocalMetric
 
-class Metric(evaluate.Metric):
+
+class Metric(LocalMetric):
     """Predictions and references are class indices 0 and 1; class 1 is the positive one (GLUE: acceptable, equivalent,
     duplicate).
 
     `binary_f1` is 0 where nothing is predicted positive or is so, and `matthews` is 0 where one list is constant.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features(predictions=datasets.Value("int64"), references=datasets.Value("int64"))
-        return evaluate.MetricInfo(description=str(__doc__), citation="", features=features)
+    values = (WHOLE, WHOLE)
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {

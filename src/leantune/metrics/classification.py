@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import datasets
-import evaluate
 from sklearn.metrics import accuracy_score, f1_score
 
+from leantune.metrics.local import WHOLE, LocalMetric
 
-class Metric(evaluate.Metric):
+
+class Metric(LocalMetric):
     """Predictions and references are class indices.
 
     `accuracy` is the share that agrees. `macro_f1` is the unweighted mean of F1 over the classes that occur in
     either list; a class that is never predicted, or never right, counts 0.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features(predictions=datasets.Value("int64"), references=datasets.Value("int64"))
-        return evaluate.MetricInfo(description=str(__doc__), citation="", features=features)
+    values = (WHOLE, WHOLE)
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {

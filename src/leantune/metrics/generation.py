@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 
 import datasets
-import evaluate
 from sacrebleu.metrics import BLEU
 
+from leantune.metrics.local import TEXT, LocalMetric
 
-class Metric(evaluate.Metric):
+
+class Metric(LocalMetric):
     """Predictions are texts, references lists of right ones. Scores are 0 to 100, as sacrebleu gives them.
 
     `bleu` is that of the whole corpus, which papers report (case kept, tokenizer 13a, exponential smoothing).
@@ -17,10 +18,7 @@ class Metric(evaluate.Metric):
     follows from one number of each example, so that two methods can be compared on resampled examples.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        references = datasets.List(datasets.Value("string"))
-        features = datasets.Features(predictions=datasets.Value("string"), references=references)
-        return evaluate.MetricInfo(description=str(__doc__), citation="", features=features)
+    values = (TEXT, datasets.List(TEXT))
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
         streams = list(

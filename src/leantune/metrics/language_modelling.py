@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 
-import datasets
-import evaluate
+from leantune.metrics.local import REAL, LocalMetric
 
 
-class Metric(evaluate.Metric):
+class Metric(LocalMetric):
     """Predictions are the summed negative log-likelihoods of examples in nats, references their token counts.
 
     `loss` is the mean negative log-likelihood per token over all tokens, so that long examples count more.
     `perplexity` is its exponential, infinite where that overflows.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features(predictions=datasets.Value("float64"), references=datasets.Value("float64"))
-        return evaluate.MetricInfo(description=str(__doc__), citation="", features=features)
+    values = (REAL, REAL)
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
         loss = float(sum(predictions) / sum(references))

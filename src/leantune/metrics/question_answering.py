@@ -7,19 +7,17 @@ import string
 from collections import Counter
 
 import datasets
-import evaluate
+
+from leantune.metrics.local import TEXT, LocalMetric
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class Metric(evaluate.Metric):
+class Metric(LocalMetric):
     """Predictions are texts, references lists of right answers. Both scores are means over the examples, 0 to 1."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        references = datasets.List(datasets.Value("string"))
-        features = datasets.Features(predictions=datasets.Value("string"), references=references)
-        return evaluate.MetricInfo(description=str(__doc__), citation="", features=features)
+    values = (TEXT, datasets.List(TEXT))
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
         pairs = list(zip(predictions, references, strict=True))

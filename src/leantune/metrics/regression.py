@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
+from leantune.metrics.local import REAL, LocalMetric
 
-class Metric(evaluate.Metric):
+
+class Metric(LocalMetric):
     """Predictions and references are real numbers.
 
     `pearson` and `spearman` lie in -1 ... 1. Both are None where one list is constant or not finite, or holds
     fewer than two numbers: no correlation is defined there, and 0 would claim one.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features(predictions=datasets.Value("float64"), references=datasets.Value("float64"))
-        return evaluate.MetricInfo(description=str(__doc__), citation="", features=features)
+    values = (REAL, REAL)
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float | None]:
         if not _varies(predictions) or not _varies(references):
