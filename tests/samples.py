@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import Dataset
+from hub_samples import write_repository
 
 from leantune import record
 
@@ -21,11 +23,13 @@ NAMES = ["Blue Spice", "The Mill", "Green Man", "Cotto", "Zizzi", "The Punter"]
 
 
 def write_squad(folder: Path, train: int = 60, dev: int = 12) -> Path:
-    """`plain_text/{train,validation}-00000-of-00001.parquet`, three questions to a paragraph."""
+    """The config `plain_text` with `train` and `validation`, three questions to a paragraph."""
     generator = random.Random(0)
+    splits = {}
     for split, count in (("train", train), ("validation", dev)):
         rows = [row for n in range(-(-count // 3)) for row in _paragraph(n, split, generator)][:count]
-        _write(folder / "plain_text" / f"{split}-00000-of-00001.parquet", rows)
+        splits[split] = Dataset.from_list(rows)
+    write_repository(folder, {"plain_text": splits})
     return folder
 
 
@@ -47,7 +51,8 @@ def _paragraph(number: int, split: str, generator: random.Random) -> list[dict[s
 
 
 def write_e2e(folder: Path, train: int = 60, scored: int = 10) -> Path:
-    """`default/{train,validation,test}/0000.parquet`, one to three descriptions of a meaning."""
+    """As the hub's branch of converted files has them, without a README: `default/{train,validation,test}/0000.parquet`,
+    one to three descriptions of a meaning."""
     generator = random.Random(0)
     for split, count in (("train", train), ("validation", scored), ("test", scored)):
         rows: list[dict[str, Any]] = []
@@ -59,7 +64,9 @@ def write_e2e(folder: Path, train: int = 60, scored: int = 10) -> Path:
                 {"meaning_representation": meaning, "human_reference": text}
                 for text in texts[: generator.randint(1, 3)]
             ]
-        _write(folder / "default" / split / "0000.parquet", rows)
+        file = folder / "default" / split / "0000.parquet"
+        file.parent.mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     return folder
 
 
@@ -97,8 +104,3 @@ def check_answers(row: Any, count: int, metrics: set[str]) -> None:
     assert len(quality["curve"]) == 1
     assert row["memory"]["predicted"]["peak_bytes"] == row["memory"]["tensors"]["peak_bytes"]
     assert row["inference"]["tokens_per_second"] > 0
-
-
-def _write(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)

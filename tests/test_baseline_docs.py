@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import re
 
 import pytest
 
 from leantune import predict, registry
 
-DOCS = registry.roots()[0] / "docs"
+ROOT = registry.roots()[0]
+DOCS = ROOT / "docs"
 SYSTEMS = [
     "AdaLoRA", "CorDA", "VeLoRA", "LoRTA", "ID3", "UniPELT", "AdapterBias", "AdapterDrop", "SNELL", "SHERL", "PST",
     "MEFT", "Approx-BP", "MS-BP", "Mesa", "AdaLomo", "RSO", "Subset-Norm", "Subspace-Momentum", "H-Fac", "FWSVD",
@@ -45,3 +47,19 @@ def test_the_predicted_peaks_are_those_of_the_page(method: str) -> None:
     (row,) = [row for row in rows("baselines.md") if row[0] == f"`{method}`" and len(row) == 5]
     found = predict.predict_names("bert-base", method, batch=8, length=128)["peak_bytes"]
     assert float(row[4].replace(",", "")) == round(found / 2**20, 1)
+
+
+def test_what_they_reached_is_what_is_published() -> None:
+    with (ROOT / "results" / "baselines" / "tables" / "leaderboard.csv").open(newline="") as file:
+        published = {row["method"]: row for row in csv.DictReader(file) if row["task"] == "sentiment"}
+    found = {row[1].strip("`"): row for row in rows("baselines.md") if re.fullmatch(r"\d+", row[0])}
+    told = {
+        name: (row["tier"], float(row["quality_mean"]), int(row["peak_memory_bytes"]))
+        for name, row in published.items()
+    }
+    assert set(found) == {name for name, row in published.items() if row["key"].startswith("cpu-bf16")}
+    for name, row in found.items():
+        tier, quality, peak = told[name]
+        assert row[0] == tier
+        assert float(row[2].partition(" ")[0]) == pytest.approx(quality, abs=5e-4)
+        assert float(row[3].replace(",", "")) == pytest.approx(peak / 2**20, abs=0.05)

@@ -307,7 +307,7 @@ def test_a_mirror_that_is_not_complete_is_named(squad, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"validation-\S+\.parquet is locked and missing"):
         load_data(squad, None, 40)
     monkeypatch.setenv("LEANTUNE_SOURCES_LOCK", str(tmp_path / "another.lock"))
-    with pytest.raises(BadInput, match="has no split 'validation'; it has train"):
+    with pytest.raises(BadInput, match="lacks files of config 'plain_text' \\(split 'validation'"):
         load_data(squad, None, 40)
 
 

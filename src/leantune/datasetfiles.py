@@ -5,10 +5,10 @@ No code of a repository is run (`datasets` has no loading scripts any more), and
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import datasets
 from datasets.info import DatasetInfosDict
@@ -34,17 +34,18 @@ def read_dataset(
     if declared is not None:
         _require("split", splits, declared, name, config)
         declared = {split: declared[split] for split in splits.values()}
+        for split, patterns in declared.items():
+            if not any(glob.glob(pattern, root_dir=folder, recursive=True) for pattern in patterns):
+                raise BadInput(
+                    f"data set {name} lacks files of config '{config}' (split '{split}': {', '.join(patterns)}); "
+                    "correct `files:` in the source, or complete the mirror"
+                )
     with _no_bars():
         try:
             # The files are given, as `datasets` else looks for those of the first config too.
             loaded = datasets.load_dataset(
                 str(folder), config, data_files=declared, features=features, cache_dir=str(cache_folder() / "datasets")
             )
-        except FileNotFoundError as error:
-            raise BadInput(
-                f"data set {name} lacks files of config '{config}' ({str(error).splitlines()[0][:200]}); "
-                "correct `files:` in the source, or complete the mirror"
-            ) from error
         except (datasets.exceptions.DatasetsError, OSError, ValueError, TypeError) as error:
             reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
             raise BadInput(f"data set {name} cannot be read ({reason[0][:300]}); fetch its files again") from error
@@ -57,7 +58,7 @@ def read_dataset(
 
 def _declared(
     folder: Path, config: str | None, name: str
-) -> tuple[str | None, dict[str, Any] | None, datasets.Features | None]:
+) -> tuple[str | None, dict[str, list[str]] | None, datasets.Features | None]:
     """(config, patterns of its files by split, features) from the README; None where it does not say."""
     readme = folder / "README.md"
     try:
