@@ -17,6 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from transformers.models.bert import BertTokenizer
 
 from leantune.api import Batch, Context, Data, mark_head
+from leantune.data import Collate
 from leantune.registry import parse_stack, plugin_names
 from leantune.stack import Stack
 from leantune.testing import ARCHITECTURES, WORDS
@@ -57,7 +58,8 @@ def small_model(family: str = "bert", kind: str = "classification", seed: int = 
 
 
 def small_data(folder: Path, kind: str = "classification", examples: int = 24) -> Data:
-    """Random sentences of 3 to 12 words; the label says whether the first word is in the first half."""
+    """Random sentences of 3 to 12 words; the label says whether the first word is in the first half. An answer of kind
+    `span` is the first two words."""
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
     draw = torch.Generator().manual_seed(1)
@@ -66,7 +68,8 @@ def small_data(folder: Path, kind: str = "classification", examples: int = 24) -
         length = int(torch.randint(3, 13, (), generator=draw))
         words = torch.randint(5, 64, (length,), generator=draw).tolist()
         row: dict[str, Any] = {"input_ids": [2, *words, 3], "attention_mask": [1] * (length + 2)}
-        rows.append({**row, "label": float(words[0] / 64) if kind == "regression" else int(words[0] < 34)})
+        answers = {"regression": words[0] / 64, "span": (1, 2)}
+        rows.append({**row, "label": answers.get(kind, int(words[0] < 34))})
     split = Dataset.from_list(rows)
     pad = DataCollatorWithPadding(tokenizer)
 
@@ -76,7 +79,7 @@ def small_data(folder: Path, kind: str = "classification", examples: int = 24) -
             batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         return batch
 
-    return Data(kind, split, split, split, ("no", "yes"), tokenizer, collate)
+    return Data(kind, split, split, split, ("no", "yes"), tokenizer, Collate(kind, 0) if kind == "span" else collate)
 
 
 def words(count: int = 5000) -> PreTrainedTokenizerFast:

@@ -63,7 +63,8 @@ def same(a: PreTrainedModel, b: PreTrainedModel) -> bool:
 
 def logits(model: PreTrainedModel) -> Tensor:
     with torch.no_grad():
-        return model(torch.tensor([[2, 9, 17, 33, 3], [2, 8, 8, 60, 3]])).logits
+        output = model(torch.tensor([[2, 9, 17, 33, 3], [2, 8, 8, 60, 3]]))
+    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits])
 
 
 def loop(handle: Any, data: Data) -> None:
@@ -77,7 +78,7 @@ def loop(handle: Any, data: Data) -> None:
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize(("family", "kind"), [("bert", "classification"), ("llama", "causal_lm")])
+@pytest.mark.parametrize(("family", "kind"), [("bert", "classification"), ("llama", "causal_lm"), ("roberta", "span")])
 @pytest.mark.parametrize("stack", STACKS)
 def test_a_plain_loop_ends_with_the_weights_of_leantune_run(stack: str, family: str, kind: str, tmp_path: Path) -> None:
     data = small_data(tmp_path, kind)
@@ -116,10 +117,11 @@ def trainer(handle: Any, data: Data, folder: Path, **words: Any) -> Trainer:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["classification", "span"])
 @pytest.mark.parametrize("stack", STACKS)
-def test_the_trainer_ends_with_the_weights_of_leantune_run(stack: str, tmp_path: Path) -> None:
-    data = small_data(tmp_path)
-    handle = applied(small_model(**STILL), stack, data)
+def test_the_trainer_ends_with_the_weights_of_leantune_run(stack: str, kind: str, tmp_path: Path) -> None:
+    data = small_data(tmp_path, kind)
+    handle = applied(small_model("bert", kind, **STILL), stack, data)
     trainer(handle, data, tmp_path).train()
     assert handle.steps_taken == STEPS
     assert same(handle.export(tmp_path / "out"), by_the_harness(stack, data, tmp_path, **STILL))
@@ -144,12 +146,12 @@ def test_accelerate_ends_with_the_weights_of_leantune_run(stack: str, tmp_path: 
     assert same(handle.export(tmp_path / "out"), by_the_harness(stack, data, tmp_path, **STILL))
 
 
-@pytest.mark.parametrize("kind", ["classification", "causal_lm"])
+@pytest.mark.parametrize("kind", ["classification", "causal_lm", "span"])
 def test_accumulated_batches_of_the_trainer_share_one_penalty(kind: str, tmp_path: Path) -> None:
     """The gradient of the thresholds, whose penalty dwarfs the task's loss, is that of the whole batch."""
     data, gradients = small_data(tmp_path, kind), []
     for accumulate in (1, 2):
-        model = small_model("bert" if kind == "classification" else "llama", kind, **STILL)
+        model = small_model("llama" if kind == "causal_lm" else "bert", kind, **STILL)
         words = {**narrow_settings("softlms"), "softlms.strength": 1e6}
         handle = applied(model, "softlms", data, steps=1, settings=words)
         seen: list[Tensor] = []
@@ -190,6 +192,21 @@ def test_labels_may_be_called_label_or_labels(tmp_path: Path) -> None:
     assert same(one, two)
     other = split.remove_columns("label").add_column("label", [0] * len(split))
     assert not same(one, leantune.apply(small_model(), "fwsvd", data=other, steps=4).model)  # labels do weigh
+
+
+def test_answers_may_be_start_and_end_positions(tmp_path: Path) -> None:
+    split = small_data(tmp_path, "span").train
+    words = split.remove_columns("label")
+    one, two, other = (
+        leantune.apply(small_model(kind="span"), "fwsvd", data=rows, steps=4).model
+        for rows in (
+            split,
+            words.add_column("start_positions", [1] * len(split)).add_column("end_positions", [2] * len(split)),
+            words.add_column("start_positions", [3] * len(split)).add_column("end_positions", [3] * len(split)),
+        )
+    )
+    assert same(one, two)
+    assert not same(one, other)
 
 
 @pytest.mark.parametrize("stack", ["vocab_pruning", "safe", "fwsvd"])

@@ -233,7 +233,10 @@ def _kind(model: PreTrainedModel) -> str:
         return "masked_lm"
     if name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return "causal_lm"
-    raise Unsupported(f"{name} is made for no kind of task known here: sequence classification, causal or masked LM")
+    if name in modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
+        return "span"
+    known = "sequence classification, question answering, causal or masked LM"
+    raise Unsupported(f"{name} is made for no kind of task known here: {known}")
 
 
 def _examples(data: Any, kind: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Data:
@@ -259,14 +262,20 @@ def _rows(split: Any) -> Dataset:
 def _collate(
     kind: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> Callable[[list[dict[str, Any]]], Batch]:
-    """Pads examples as the harness does; their label is called `label` or `labels`."""
+    """Pads examples as the harness does; their label is as `transformers` names it, or `label`."""
     pad = model.config.pad_token_id if tokenizer is None else tokenizer.pad_token_id
     made = Collate.of(kind, tokenizer) if kind == "masked_lm" and tokenizer is not None else Collate(kind, pad or 0)
 
     def collate(rows: list[dict[str, Any]]) -> Batch:
-        return made([{**row, **({"label": row["labels"]} if "labels" in row else {})} for row in rows])
+        return made([{**row, **_label(row)} for row in rows])
 
     return collate
+
+
+def _label(row: Mapping[str, Any]) -> dict[str, Any]:
+    if "start_positions" in row:
+        return {"label": (row["start_positions"], row["end_positions"])}
+    return {"label": row["labels"]} if "labels" in row else {}
 
 
 def _as_given(data: Any, changed: Data | None) -> Any:
