@@ -11,6 +11,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from hub_samples import GLUE, write_mirror
 from small import small_data, small_model
 
@@ -19,6 +20,7 @@ from leantune.cache import cache_folder
 from leantune.data import batches, load_data, sample_hash
 from leantune.datasetfiles import read_dataset
 from leantune.errors import BadInput
+from leantune.predict import predict_names
 from leantune.probe import longest_batch
 
 TASKS = [name for name in registry.discover("tasks") if "dataset" in registry.get("tasks", name).spec]
@@ -204,6 +206,19 @@ def test_the_probe_feeds_token_types_where_the_data_has_them(minilm):
     typed = longest_batch(minilm, "classification", 2, 8, True)
     assert set(typed) - set(plain) == {"token_type_ids"}
     assert typed["token_type_ids"].shape == typed["input_ids"].shape
+
+
+@pytest.mark.parametrize(
+    ("model", "family"), [("minilm-l6", "Bert"), ("deberta-v3-base", "DebertaV2"), ("roberta-base", "Roberta")]
+)
+def test_a_prediction_for_pairs_has_token_types_where_the_tokenizer_makes_them(model, family):
+    inputs = {}
+    for task in ("glue-sst2", "glue-mrpc"):
+        found = predict_names(model, "head", task=task, batch=4, length=16)
+        inputs[task] = found["by_kind"]["inputs"]
+    typed = "token_type_ids" in getattr(transformers, family + "Tokenizer").model_input_names
+    assert inputs["glue-mrpc"] - inputs["glue-sst2"] == typed * 8 * 4 * 16
+    assert typed == (model != "roberta-base")
 
 
 def test_a_cell_on_pairs_runs_from_the_mirror_to_its_record(tmp_path, mirror):

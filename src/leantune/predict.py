@@ -20,7 +20,7 @@ from leantune import cards, models, plan, registry
 from leantune.api import Context, Data, mark_head
 from leantune.errors import BadInput, Unsupported
 from leantune.figures import parameter_counts
-from leantune.probe import STEPS, Probe
+from leantune.probe import STEPS, Probe, types_pairs
 from leantune.stack import Stack
 from leantune.train import Schedule
 
@@ -98,8 +98,9 @@ def predict_names(
     if task is not None:
         task_plugin = registry.get("tasks", task)
         of_task, kind = task_plugin.spec["training"], task_plugin.spec["kind"]
+        pairs = "pair" in task_plugin.spec.get("dataset", {})
     else:
-        kind = _default_kind(plugin.spec, head)
+        kind, pairs = _default_kind(plugin.spec, head), False
     training = {**plan.TRAINING_DEFAULTS, **of_task, **(training or {})}
     batch = training.get("batch") if batch is None else batch
     length = training.get("length") if length is None else length
@@ -127,7 +128,8 @@ def predict_names(
             models.enable_checkpointing(built)
         if dtype == "bf16":
             built = built.to(torch.bfloat16)
-        return built, probe(built) if stack.trains else probe.forward_only(built)
+        typed = replace(probe, token_types=(pairs or kind == "span") and types_pairs(built))
+        return built, typed(built) if stack.trains else typed.forward_only(built)
 
     try:
         built, reading = predicted("meta")

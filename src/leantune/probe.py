@@ -183,6 +183,12 @@ def metered_forward(model: nn.Module, batch: Batch) -> TensorMeter:
     return meter
 
 
+def types_pairs(model: Any) -> bool:
+    """Whether batches of two texts say which of them a token is of: the tokenizers of BERT and DeBERTa do, those whose
+    models know one type (RoBERTa) or no types (decoders) do not."""
+    return getattr(model.config, "type_vocab_size", 1) != 1
+
+
 def longest_batch(model: nn.Module, kind: str, batch: int, length: int, token_types: bool = False) -> Batch:
     """A batch of the longest shape, fake under a fake mode. Its mask says padding, as one that transformers may
     drop would cost less."""
@@ -198,7 +204,7 @@ def longest_batch(model: nn.Module, kind: str, batch: int, length: int, token_ty
         inputs |= {name: torch.zeros(batch, dtype=torch.long) for name in ("start_positions", "end_positions")}
     else:
         inputs["labels"] = targets()
-    if token_types or (kind == "span" and getattr(model.config, "type_vocab_size", 0) > 1):
+    if token_types:
         inputs["token_type_ids"] = torch.zeros_like(ids)
     if "next_sentence_label" in inspect.signature(model.forward).parameters:  # BERT's pre-training heads
         inputs["next_sentence_label"] = torch.zeros(batch, dtype=torch.long)
