@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -29,6 +30,7 @@ GRID = "only this one of the config's grids"
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand. Returns the exit status."""
     arguments = _parser().parse_args(argv)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks every user for a package of kernels
     if trusted := getattr(arguments, "trust_remote_code", None):
         os.environ["LEANTUNE_TRUST_REMOTE_CODE"] = ",".join(trusted)  # for the worker too
     try:

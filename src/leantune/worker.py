@@ -19,6 +19,7 @@ import contextlib
 import copy
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ if __name__ == "__main__":  # a worker does not outlive its supervisor; here, si
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != json.loads(Path(sys.argv[1], "job.json").read_text())["supervisor"]:  # it has ended before that
         sys.exit(1)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # as in cli.py
 
 from collections.abc import Callable
 from typing import Any
