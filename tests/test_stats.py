@@ -43,6 +43,72 @@ def test_paired_t_of_equal_and_of_noiseless_differences():
         stats.paired_t([1.0], [1.0])
 
 
+# ------------------------------------------------------------------ spread that pairs lend each other
+
+
+def drawn(pairs, spreads, seeds=4, seed=0):
+    """Differences without an effect, whose true variances are `spreads`."""
+    values = np.random.default_rng(seed).normal(0, np.sqrt(spreads)[:, None], size=(pairs, seeds))
+    return {(f"a{i}", f"b{i}"): list(row) for i, row in enumerate(values)}
+
+
+def test_a_pair_alone_has_the_plain_paired_t():
+    values = [0.01, 0.03, 0.02]
+    assert stats.moderated_t({("a", "b"): values})["a", "b"] == stats.paired_t(values, [0.0] * 3)
+    assert stats.moderated_t({}) == {}
+
+
+def test_the_moderated_t_is_that_of_smyth():
+    """t, degrees of freedom and p written out from section 6 of the paper, with its moments solved by bisection."""
+    data = drawn(40, 1 / np.random.default_rng(3).chisquare(4, 40))
+    found = stats.moderated_t(data)
+    s2 = np.array([np.var(d, ddof=1) for d in data.values()])
+    trigamma = lambda x: sum(1 / (x + n) ** 2 for n in range(20000)) + 1 / (x + 20000)  # noqa: E731
+    digamma = lambda x: (math.lgamma(x + 1e-5) - math.lgamma(x - 1e-5)) / 2e-5  # noqa: E731
+    e = np.log(s2) - digamma(1.5) + math.log(1.5)
+    excess = np.var(e, ddof=1) - trigamma(1.5)
+    low, high = 1e-3, 1e3
+    for _ in range(60):
+        low, high = ((low + high) / 2, high) if trigamma((low + high) / 2) > excess else (low, (low + high) / 2)
+    d0 = 2 * low
+    s02 = math.exp(e.mean() + digamma(low) - math.log(low))
+    assert 1 < d0 < 50
+    for (pair, values), own in zip(data.items(), s2, strict=True):
+        t = np.mean(values) / math.sqrt((d0 * s02 + 3 * own) / (d0 + 3) / 4)
+        assert found[pair].p == pytest.approx(2 * scipy_stats.t.sf(abs(t), d0 + 3), rel=1e-3)
+        assert found[pair].mean == pytest.approx(np.mean(values))
+        assert (found[pair].low > 0 or found[pair].high < 0) == (found[pair].p < 0.05)
+
+
+def test_equal_spreads_are_pooled_and_unlike_ones_stand_for_themselves():
+    """p of the same differences beside 200 pairs of their own spread, and beside 200 of all spreads."""
+    mine = {("x", "y"): [0.9, 1.0, 1.1, 1.2]}
+    alone = stats.moderated_t(mine)["x", "y"].p
+    among = lambda spreads: stats.moderated_t(mine | drawn(200, spreads))["x", "y"].p  # noqa: E731
+    assert among(np.full(200, 0.0167)) < alone / 30
+    assert among(np.full(200, 4.0)) > 0.15  # what seems steady is luck where all else varies
+    assert among(np.exp(np.linspace(-20, 20, 200))) == pytest.approx(alone, rel=0.5)
+
+
+def test_degrees_of_freedom_are_no_more_than_the_scores_have():
+    """Three methods with equal spreads over two seeds: (3 - 1) (2 - 1) = 2, however much the pairs agree."""
+    data = {("a", "b"): [0.0, 1.0], ("a", "c"): [0.0, 1.01], ("b", "c"): [0.0, 0.99]}
+    found = stats.moderated_t(data)["a", "b"]
+    half = (found.high - found.low) / 2
+    assert found.p == pytest.approx(2 * scipy_stats.t.sf(0.5 / (half / scipy_stats.t.ppf(0.975, 2)), 2))
+
+
+def test_what_never_differs_is_equal_and_what_differs_alike_borrows_a_spread():
+    noise = drawn(30, np.full(30, 1e-4), seeds=3)
+    twins = {("t", "u"): [0.0, 0.0, 0.0]}
+    alike = {("v", "w"): [0.819 - 0.816, 0.803 - 0.8, 0.703 - 0.7]}  # up to rounding
+    assert stats.moderated_t(noise | twins)["t", "u"] == stats.Difference(0.0, 0.0, 0.0, 1.0)
+    found, without = stats.moderated_t(noise | twins), stats.moderated_t(noise)
+    assert all(found[pair].p == pytest.approx(without[pair].p, rel=0.05) for pair in noise)
+    assert 0.2 < stats.moderated_t(noise | alike)["v", "w"].p < 0.95
+    assert stats.moderated_t(alike)["v", "w"].p == 0.0
+
+
 def test_holm_by_hand_and_keeps_the_order_given():
     assert stats.holm([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.09, 0.04, 0.09, 0.5])
     assert stats.holm([]) == []

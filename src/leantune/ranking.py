@@ -1,7 +1,8 @@
 """What the scores of one group say: noise floor, intervals, paired differences, tiers.
 
-Seeds decide where two methods share two or more, else the test examples of the one seed they share. Scores are
-in the metric's units; a `Difference` is positive where the first method is the better one.
+Seeds decide where two methods share two or more (a moderated t test: all pairs lend each other their spread), else
+the test examples of the one seed they share. Scores are in the metric's units; a `Difference` is positive where the first
+method is the better one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Standing:
     sign: int  # 1 where a higher score is better, else -1
     scores: Mapping[str, Mapping[int, float]]  # method -> seed -> score
     examples: Mapping[Unit, Examples]  # of the units that are alone: one seed, or one seed shared
+    over_seeds: Mapping[tuple[str, str], stats.Difference]  # of pairs that share two or more, both ways round
     tiers: Mapping[str, int]
 
     @property
@@ -80,12 +82,12 @@ class Standing:
 
     def difference(self, a: str, b: str) -> stats.Difference | None:
         """How much better a is than b, over shared seeds or over test examples; None where neither can be paired."""
-        differences = self.seed_differences(a, b)
-        if len(differences) > 1:
-            return stats.paired_t(differences, [0.0] * len(differences))
-        if not differences:
+        if (a, b) in self.over_seeds:
+            return self.over_seeds[a, b]
+        shared = _shared(self.scores, a, b)
+        if not shared:
             return None
-        (seed,) = _shared(self.scores, a, b)
+        (seed,) = shared
         one, two = self.examples.get((a, seed)), self.examples.get((b, seed))
         if one is None or two is None or (one.size, one.references) != (two.size, two.references):
             return None
@@ -103,7 +105,7 @@ def standing(group: Group) -> Standing:
     for (method, seed), records in units.items():  # several records of one seed only where keys were merged
         scores[method][seed] = statistics.fmean(record["quality"]["value"] for record in records)
     if not units:
-        return Standing(1, {}, {}, {})
+        return Standing(1, {}, {}, {}, {})
     first = next(iter(units.values()))[0]
     sign = 1 if value(first, "quality.higher_is_better") else -1
     alone = {(method, seed) for method, seeds in scores.items() if len(seeds) == 1 for seed in seeds}
@@ -111,14 +113,14 @@ def standing(group: Group) -> Standing:
         if len(shared := _shared(scores, a, b)) == 1:
             alone |= {(a, shared[0]), (b, shared[0])}
     examples = _examples({unit: units[unit] for unit in sorted(alone)}, stats.resamples_for(len(scores)))
-    unranked = Standing(sign, scores, examples, {})
+    unranked = Standing(sign, scores, examples, _over_seeds(sign, scores), {})
 
     def p_value(a: str, b: str) -> float:
         found = unranked.difference(a, b)
         return 1.0 if found is None else found.p
 
     means = {method: sign * unranked.mean(method) for method in scores}
-    return Standing(sign, scores, examples, stats.tiers(means, p_value))
+    return replace(unranked, tiers=stats.tiers(means, p_value))
 
 
 def example_difference(
@@ -131,6 +133,16 @@ def example_difference(
     if len(a["predictions"]) != len(b["predictions"]):
         return None
     return stats.paired_bootstrap(lambda w: one(w) - two(w), len(a["predictions"]), level)
+
+
+def _over_seeds(sign: int, scores: Mapping[str, Mapping[int, float]]) -> dict[tuple[str, str], stats.Difference]:
+    pairs = {
+        (a, b): [sign * (scores[a][seed] - scores[b][seed]) for seed in shared]
+        for a, b in itertools.combinations(sorted(scores), 2)
+        if len(shared := _shared(scores, a, b)) > 1
+    }
+    found = stats.moderated_t(pairs)
+    return found | {(b, a): stats.Difference(-d.mean, -d.high, -d.low, d.p) for (a, b), d in found.items()}
 
 
 def _shared(scores: Mapping[str, Mapping[int, float]], a: str, b: str) -> list[int]:

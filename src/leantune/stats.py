@@ -1,7 +1,8 @@
 """Statistics of the leaderboard: intervals, paired tests, Holm's correction, and tiers.
 
-Two sources of noise, two tools. Seeds: a t interval (a percentile bootstrap of 3 seeds covers 75 % at
-best, not 95 %). Test examples: a paired bootstrap, both methods scored on the same resample.
+Two sources of noise, two tools. Seeds: a t interval (a percentile bootstrap of 3 seeds covers 75 % at best, not 95 %),
+and between the methods of a table a moderated t. Test examples: a paired bootstrap, both methods scored on the same
+resample.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, special, stats
 
 Array = NDArray[np.float64]
 LEVEL = 0.95
 POWER = 0.8
 RESAMPLES = 10_000
+STEADIEST = 1e-3  # variance of a pair that differs alike at every seed, in the median one's
 CLASS_SCORES = ("accuracy", "macro_f1", "binary_f1", "matthews")  # that follow from counts
 TEXT_SCORES = ("token_f1", "exact_match", "sentence_bleu")
 
@@ -56,14 +58,70 @@ def paired_t(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Di
     """a - b over the same seeds, in the same order; two or more. Raises ValueError otherwise."""
     if len(a) != len(b) or len(a) < 2:
         raise ValueError("a paired t interval needs the same two or more seeds of both methods")
-    differences = sorted(x - y for x, y in zip(a, b, strict=True))  # the same digits however the seeds are named
-    mean = math.fsum(differences) / len(differences)
-    spread = float(stats.sem(differences))
-    if spread == 0:  # the same difference at every seed: none at all, or one without any noise
+    mean, variance = _moments([x - y for x, y in zip(a, b, strict=True)])
+    return _t_difference(mean, math.sqrt(variance / len(a)), len(a) - 1, level)
+
+
+def moderated_t(
+    differences: Mapping[tuple[str, str], Sequence[float]], level: float = LEVEL
+) -> dict[tuple[str, str], Difference]:
+    """Paired t tests of many pairs of methods at once, which lend each other their spread. Keys are pairs of names,
+    values the differences of the two over two or more shared seeds.
+
+    Three seeds say little of how much one difference varies; those of all pairs say what is usual. This is Smyth's
+    moderated t (doi 10.2202/1544-6115.1027): a pair's variance s2 with d degrees of freedom becomes
+    (d0 s02 + d s2) / (d0 + d) with d0 + d degrees, but no more than all the scores together have. How much is lent,
+    d0, follows from the variances themselves: all of it where they differ no more than by chance, little where they
+    differ much. A pair alone has the plain paired t, and runs that are equal at every seed have no difference.
+    Scores are counts of examples, so a difference may be the same at every seed by luck: such a pair has a thousandth
+    of the median variance, which three seeds fall below as often.
+    """
+    moments = {pair: _moments(values) for pair, values in differences.items()}
+    degrees = {pair: len(values) - 1 for pair, values in differences.items()}
+    least = STEADIEST * statistics.median([variance for _, variance in moments.values() if variance] or [0.0])
+    moments = {pair: (mean, max(variance, least if mean else 0.0)) for pair, (mean, variance) in moments.items()}
+    lent, usual = _usual_variance(sorted((v, degrees[pair]) for pair, (_, v) in moments.items() if v))
+    most = {name: max(degrees[pair] for pair in degrees if name in pair) for pair in degrees for name in pair}
+    free = sum(most.values()) - max(most.values(), default=0)  # of the residuals of methods and seeds
+    found = {}
+    for pair, (mean, variance) in moments.items():
+        own = degrees[pair]
+        if variance:
+            variance = usual if math.isinf(lent) else (lent * usual + own * variance) / (lent + own)
+        spread = math.sqrt(variance / len(differences[pair]))
+        found[pair] = _t_difference(mean, spread, max(own, min(lent + own, free)), level)
+    return found
+
+
+def _usual_variance(varied: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """(d0, s02) of the scaled inverse chi-squared distribution that the variances, given with their degrees of freedom,
+    were drawn from: moments of their logarithms (Smyth 2004, section 6.2). (0, 0) where one variance alone tells of none.
+    """
+    if len(varied) < 2:
+        return 0.0, 0.0
+    variances, degrees = np.array(varied, dtype=np.float64).T
+    logs = np.log(variances) - special.digamma(degrees / 2) + np.log(degrees / 2)
+    excess = float(np.var(logs, ddof=1) - np.mean(special.polygamma(1, degrees / 2)))
+    if excess <= 0:  # no more spread than chance has it
+        return math.inf, float(np.exp(logs.mean()))
+    most = (1 + math.sqrt(1 + 4 * excess)) / (2 * excess)  # as 1 / x < trigamma(x) < 1 / x + 1 / x^2
+    half = float(optimize.brentq(lambda x: special.polygamma(1, x) - excess, 1 / excess, most))
+    return 2 * half, float(np.exp(logs.mean() + special.digamma(half) - math.log(half)))
+
+
+def _moments(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean and variance, with the same digits however the seeds are named. What rounding alone leaves is no variance."""
+    values = sorted(differences)
+    same = math.isclose(values[0], values[-1], rel_tol=1e-12, abs_tol=1e-12)
+    return math.fsum(values) / len(values), 0.0 if same else statistics.variance(values)
+
+
+def _t_difference(mean: float, spread: float, degrees: float, level: float) -> Difference:
+    """From the standard error of the mean difference, 0 where it is the same at every seed."""
+    if spread == 0:  # none at all, or one without any noise
         return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0)
-    half = spread * float(stats.t.ppf((1 + level) / 2, len(differences) - 1))
-    p = 2 * float(stats.t.sf(abs(mean) / spread, len(differences) - 1))
-    return Difference(mean, mean - half, mean + half, p)
+    half = spread * float(stats.t.ppf((1 + level) / 2, degrees))
+    return Difference(mean, mean - half, mean + half, 2 * float(stats.t.sf(abs(mean) / spread, degrees)))
 
 
 def pooled_deviation(samples: Sequence[Sequence[float]]) -> float | None:
