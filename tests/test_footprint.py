@@ -79,7 +79,7 @@ def test_a_row_holds_the_prediction_its_source_and_what_made_it(plugins: Path, t
         k: str(v) for k, v in footprint.versions().items()
     }
     assert (head["status"], head["peak_bytes"]) == ("unsupported", "")
-    assert "supports tasks classification, regression; this is causal_lm" in head["reason"]
+    assert "supports tasks classification, regression, span; this is causal_lm" in head["reason"]
 
 
 def test_the_same_predictions_are_the_same_bytes(plugins: Path, tmp_path: Path) -> None:
