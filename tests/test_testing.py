@@ -64,6 +64,7 @@ BROKEN = {  # check: what joins `attach`, other methods, what joins the yaml, wh
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Subject]:
     """A function that makes a method of its own name in a folder on the search path."""
     monkeypatch.setenv("LEANTUNE_PLUGINS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # a broken method leaves a file where it runs
 
     def add(name: str, attach: str = "", more: str = "", extra: str = "") -> Subject:
         folder = tmp_path / "methods" / name
