@@ -40,7 +40,7 @@ def kept_together(methods: int, seeds: int, runs: int, how: str = "moderated", n
     """How often truly equal methods all share tier 1, one of them `noisier` times as noisy as the others.
 
     Ways that the leaderboard does not go: `plain` paired t tests, each with its own spread; `pooled`, one spread for
-    all pairs; `best only`, Holm over the best's own comparisons, as a reader would first think of it.
+    all pairs; `best only`, moderated, but Holm over the best's own comparisons, as a reader would first think of it.
     """
     rng = np.random.default_rng(40 + methods)
     together = 0

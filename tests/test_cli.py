@@ -29,6 +29,12 @@ def test_help_has_examples_and_every_flag_is_explained():
     )
 
 
+def test_an_answer_comes_without_words_of_the_libraries():
+    words = ["predict", "--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "8"]
+    done = subprocess.run([sys.executable, "-m", "leantune", *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_validate_names_file_key_and_allowed_values(tmp_path, capsys):
     folder = tmp_path / "methods" / "odd"
     folder.mkdir(parents=True)

@@ -20,7 +20,7 @@ from leantune import cards, models, plan, registry
 from leantune.api import Context, Data, mark_head
 from leantune.errors import BadInput, Unsupported
 from leantune.figures import parameter_counts
-from leantune.probe import STEPS, Probe, types_pairs
+from leantune.probe import STEPS, Probe, takes_token_types
 from leantune.stack import Stack
 from leantune.train import Schedule
 
@@ -128,7 +128,7 @@ def predict_names(
             models.enable_checkpointing(built)
         if dtype == "bf16":
             built = built.to(torch.bfloat16)
-        typed = replace(probe, token_types=(pairs or kind == "span") and types_pairs(built))
+        typed = replace(probe, token_types=(pairs or kind == "span") and takes_token_types(built))
         return built, typed(built) if stack.trains else typed.forward_only(built)
 
     try:

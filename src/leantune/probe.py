@@ -183,9 +183,9 @@ def metered_forward(model: nn.Module, batch: Batch) -> TensorMeter:
     return meter
 
 
-def types_pairs(model: Any) -> bool:
-    """Whether batches of two texts say which of them a token is of: the tokenizers of BERT and DeBERTa do, those whose
-    models know one type (RoBERTa) or no types (decoders) do not."""
+def takes_token_types(model: Any) -> bool:
+    """Whether its batches of two texts say which of them a token is of: the tokenizers of BERT and DeBERTa do so, those
+    whose models know one type (RoBERTa) or no types (decoders) do not."""
     return getattr(model.config, "type_vocab_size", 1) != 1
 
 

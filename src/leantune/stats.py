@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 POWER = 0.8
 RESAMPLES = 10_000
-STEADIEST = 1e-3  # variance of a pair that differs alike at every seed, in the median one's
+STEADIEST = 1e-3  # the least variance of a pair that differs, as a share of the median one
 CLASS_SCORES = ("accuracy", "macro_f1", "binary_f1", "matthews")  # that follow from counts
 TEXT_SCORES = ("token_f1", "exact_match", "sentence_bleu")
 
@@ -73,15 +73,17 @@ def moderated_t(
     (d0 s02 + d s2) / (d0 + d) with d0 + d degrees, but no more than all the scores together have. How much is lent,
     d0, follows from the variances themselves: all of it where they differ no more than by chance, little where they
     differ much. A pair alone has the plain paired t, and runs that are equal at every seed have no difference.
-    Scores are counts of examples, so a difference may be the same at every seed by luck: such a pair has a thousandth
-    of the median variance, which three seeds fall below as often.
+    Scores are counts of examples, so a difference may be the same at every seed by luck: no pair that differs has less
+    than a thousandth of the median variance, below which three seeds fall one time in a thousand.
     """
     moments = {pair: _moments(values) for pair, values in differences.items()}
     degrees = {pair: len(values) - 1 for pair, values in differences.items()}
     least = STEADIEST * statistics.median([variance for _, variance in moments.values() if variance] or [0.0])
     moments = {pair: (mean, max(variance, least if mean else 0.0)) for pair, (mean, variance) in moments.items()}
     lent, usual = _usual_variance(sorted((v, degrees[pair]) for pair, (_, v) in moments.items() if v))
-    most = {name: max(degrees[pair] for pair in degrees if name in pair) for pair in degrees for name in pair}
+    most: dict[str, int] = {}
+    for pair, own in degrees.items():
+        most |= {name: max(own, most.get(name, 0)) for name in pair}
     free = sum(most.values()) - max(most.values(), default=0)  # of the residuals of methods and seeds
     found = {}
     for pair, (mean, variance) in moments.items():
