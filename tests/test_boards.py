@@ -164,6 +164,31 @@ def test_a_gap_below_the_noise_decides_nothing_though_pairing_would():
     assert "noise floor" in row["says"]
 
 
+def test_what_varies_far_more_than_all_others_is_not_placed_and_lends_nobody_its_noise():
+    means = {"full": 0.8, "lora": 0.799, "svfit": 0.75, "head": 0.6}
+    turned = [(m, s, q + 0.005 * ((s + i) % 3 - 1)) for i, (m, q) in enumerate(means.items()) for s in range(3)]
+    found = [cell(*one) for one in [*turned, ("svd", 0, 0.5), ("svd", 1, 0.9), ("svd", 2, 0.7)]]
+    board = boards(entries(*found))
+    rows = by_method(row for one in board for row in one.rows)
+    assert [rows[m]["tier"] for m in ("full", "lora", "svfit", "head", "svd")] == [1, 1, 2, 3, None]
+    assert rows["svd"]["quality_mean"] == pytest.approx(0.7)
+    (row,) = decisions(board)
+    without = decisions(boards(entries(*(one for one in found if one["cell"]["method"] != "svd"))))[0]
+    assert row["noise_floor"] == without["noise_floor"] < 0.02
+    assert row["says"] == (without["says"] + "; not placed, as it varies far more over seeds than the others: svd")
+    assert "the 2 methods of tier 1 are not told apart: full is" in row["says"]
+    assert "; 2 others are told apart from the best; " in row["says"]
+
+
+def test_what_is_best_by_less_than_the_noise_still_decides_who_is_worse():
+    noise = [0.0, 0.1, -0.1, 0.2, -0.2]
+    gaps = [("full", 0.01), ("lora", 0.0), ("head", -0.6)]
+    (row,) = decisions(boards(entries(*(cell(m, s, 0.7 + g + x) for s, x in enumerate(noise) for m, g in gaps))))
+    assert row["tier_1"] == "full"
+    assert row["says"].startswith("full is 0.01 ahead of lora in accuracy")
+    assert ", within the noise floor of 0.158; 2 others are told apart from the best; " in row["says"]
+
+
 def test_one_seed_has_its_noise_from_the_test_examples_of_the_best():
     truth = [1.0] * 400
     better, worse = ([float(i >= wrong) for i in range(400)] for wrong in (40, 80))

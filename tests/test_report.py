@@ -369,6 +369,21 @@ def test_the_answer_takes_the_cheapest_of_those_not_told_apart_and_says_what_eac
     assert none["use"] is None
 
 
+def test_what_is_not_placed_is_never_the_answer_while_another_fits(tmp_path):
+    means = (("full", 0.80, 200), ("lora", 0.798, 100), ("adapter", 0.796, 90), ("head", 0.6, 50))
+    placed = [run(m, q + ((s + i) % 3 - 1) / 200, p, seed=s) for s in range(3) for i, (m, q, p) in enumerate(means)]
+    wild = [run("svd", q, 10, seed=s) for s, q in enumerate((0.5, 0.99, 0.95))]
+    folder = results(tmp_path, *placed, *wild)
+    free, alone = answers(
+        built(folder), ("minilm-l6", "sentiment", 1, None, None), ("minilm-l6", "sentiment", 0.11, None, None)
+    )
+    assert free["use"] == "adapter"
+    assert "0.004 from the best, full" in free["text"]
+    unplaced = "Within the limits, but not placed, as its scores vary far more over seeds than the others': svd (accuracy 0.813 [0.137"
+    assert unplaced in free["text"]
+    assert alone["use"] == "svd"
+
+
 def test_at_paper_scale_the_answer_names_the_model_that_its_quality_was_measured_on(tmp_path):
     more = [*FOOTPRINT, predicted("softlms", 3), predicted("vocab_pruning@sst2", 1)]
     records = [*four(), *(run("vocab_pruning", 0.81 + s / 100, 150, seed=s) for s in (0, 1))]

@@ -43,6 +43,41 @@ def test_paired_t_of_equal_and_of_noiseless_differences():
         stats.paired_t([1.0], [1.0])
 
 
+# ------------------------------------------------------------------ spread out of line
+
+
+def of_variance(variance, size):
+    """`size` values with that variance around 0.8."""
+    values = np.arange(size) - (size - 1) / 2
+    return list(0.8 + values * math.sqrt(variance / np.var(values, ddof=1)))
+
+
+@pytest.mark.parametrize(
+    ("samples", "size", "critical"),
+    [(2 + 1, 2, 0.9933), (5, 3, 0.7885), (6, 3, 0.7218), (5, 5, 0.6329), (20, 4, 0.2654)],
+)
+def test_spread_is_out_of_line_beyond_cochrans_published_critical_values(samples, size, critical):
+    """The largest variance over the sum of all, at 1 %, as the tables of Cochran's test print it."""
+    others = {f"m{i}": of_variance(1.0, size) for i in range(samples - 1)}
+    largest = lambda share: of_variance((samples - 1) * share / (1 - share), size)  # noqa: E731
+    assert stats.out_of_line(others | {"svd": largest(critical + 2e-4)}) == {"svd"}
+    assert stats.out_of_line(others | {"svd": largest(critical - 2e-4)}) == set()
+
+
+def test_spread_out_of_line_is_sought_again_without_what_was_found():
+    steady = {f"m{i}": of_variance(1e-4, 3) for i in range(8)}
+    wild = {"a": of_variance(1.0, 3), "b": of_variance(0.1, 5)}
+    assert stats.out_of_line(steady | wild) == {"a", "b"}
+    assert stats.out_of_line({"full": [0.8, 0.8], "lora": [0.1, 0.9], "head": [0.5]}) == set()
+    assert stats.out_of_line({name: [0.7, 0.7, 0.7] for name in "abcd"} | {"e": [0.1, 0.5, 0.9]}) == set()
+
+
+@given(st.permutations(["a", "b", "c", "d", "e"]))
+def test_spread_out_of_line_does_not_depend_on_the_order(names):
+    samples = {name: of_variance(1e-4 if name < "d" else 4.0, 4) for name in names}
+    assert stats.out_of_line(samples) == stats.out_of_line(dict(sorted(samples.items())))
+
+
 # ------------------------------------------------------------------ spread that pairs lend each other
 
 

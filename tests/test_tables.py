@@ -90,7 +90,7 @@ def test_best_first_in_either_direction():
 
 def test_seeds_separate_what_differs_at_every_seed_and_not_what_does_not():
     clear = [ok(m, s, q + 0.01 * s) for s in range(4) for m, q in [("a", 0.9), ("b", 0.5)]]
-    noisy = [ok("c", s, q) for s, q in enumerate([0.99, 0.7, 0.98, 0.6])]
+    noisy = [ok("c", s, q) for s, q in enumerate([0.93, 0.87, 0.95, 0.88])]
     found = by_method(leaderboard(entries(*clear, *noisy)))
     assert (found["a"]["tier"], found["c"]["tier"], found["b"]["tier"]) == (1, 1, 2)
     assert found["a"]["tier_from"] == "seeds"
@@ -382,6 +382,16 @@ def test_schema_of_configs_names_the_key():
 def test_shipped_configs_resolve(name):
     file = registry.roots()[0] / "config" / f"{name}.yaml"
     assert plan.expand(plan.load_config(file))
+
+
+def test_what_has_no_tier_is_called_not_placed_but_a_control_is_not_ranked_at_all() -> None:
+    found = [ok(m, s, q + s / 100) for s in range(3) for m, q in [("full", 0.8), ("lora", 0.79), ("head", 0.6)]]
+    found += [ok("svd", s, q) for s, q in enumerate([0.5, 0.9, 0.7])] + [ok("tfidf", quality=0.7, model="none")]
+    lines = markdown_leaderboard(leaderboard(entries(*found))).splitlines()
+    assert [line.split(" | ")[:2] for line in lines if "| svd |" in line or "| tfidf |" in line] == [
+        ["| not placed", "svd"],
+        ["| ", "tfidf"],
+    ]
 
 
 def test_controls_stand_below_the_models_of_their_task() -> None:

@@ -41,7 +41,7 @@ def _decision(board: Board) -> Row:
     order = stand.order
     noise, noise_from = stand.noise
     row: Row = {
-        "methods": len(order),
+        "methods": len(stand.scores),
         "seeds": len({seed for seeds in stand.scores.values() for seed in seeds}),
         "noise_floor": noise,
         "noise_from": noise_from,
@@ -63,18 +63,22 @@ def _decision(board: Board) -> Row:
     ahead = f"{_number(gap)} ahead of {second} in {row['quality_metric']}" if gap else f"level with {second}"
     lead = f"{ahead}{_bounds(difference, shared)}"
     within = f", within the noise floor of {_number(noise)}" if noise is not None and gap < noise else ""
+    wild = sorted(stand.unplaced)
+    aside = f"; not placed, as it varies far more over seeds than the others: {', '.join(wild)}" if wild else ""
     if len(first) == 1 and not within:
-        return {**row, "says": f"{best} is best, {lead}"}
+        return {**row, "says": f"{best} is best, {lead}{aside}"}
     row["more_seeds"], hint = _more_seeds(stand, best, second)
     below = len(order) - len(first)
-    others = f"; only {below} {'other is' if below == 1 else 'others are'} told apart from the best" if below else ""
+    others = f"; {below} {'other is' if below == 1 else 'others are'} told apart from the best" if below else ""
     if not below:
         start = f"this decides nothing: no method of {len(order)} is told apart from the best, {best}, {lead}{within}"
-    elif within:
+    elif all(stand.tiers[m] == 1 or stand.sign * (stand.mean(best) - stand.mean(m)) < (noise or 0) for m in order):
         start = f"this decides nothing: {best} is {lead}{within}"
+    elif len(first) == 1:
+        start = f"{best} is {lead}{within}"
     else:
-        start = f"the {len(first)} methods of tier 1 are not told apart: {best} is {lead}"
-    return {**row, "says": f"{start}{others}; {hint}"}
+        start = f"the {len(first)} methods of tier 1 are not told apart: {best} is {lead}{within}"
+    return {**row, "says": f"{start}{others}; {hint}{aside}"}
 
 
 def _more_seeds(stand: Standing, best: str, second: str) -> tuple[int | None, str]:

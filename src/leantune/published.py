@@ -30,7 +30,7 @@ def markdown_leaderboard(rows: Sequence[Row]) -> str:
             if (task, key) in with_model:
                 continue  # its rows stand below those of the models
         else:
-            found = [*found, *({**row, "tier": None} for row in controls.get((task, key), ()))]
+            found = [*found, *({**row, "tier": ""} for row in controls.get((task, key), ()))]
         metric = next((r for r in found if r.get("quality_metric")), {})
         better = f" ({'higher' if metric['higher_is_better'] else 'lower'} is better)" if metric else ""
         parts.append(f"**{task}** with {model}, {metric.get('quality_metric') or 'quality'}{better}, `{key}`\n")
@@ -49,7 +49,7 @@ def _markdown_row(row: Row) -> str:
         quality += f" [{row['quality_low']:.3f}, {row['quality_high']:.3f}]"
     step = row.get("step_seconds_median")
     cells = [
-        "" if row.get("tier") is None else str(row["tier"]),
+        "not placed" if row.get("tier") is None and row.get("quality_mean") is not None else str(row.get("tier") or ""),
         row["method"],
         quality,
         str(row["seeds"]) + (f" ({row['failed_seeds']} failed)" if row["failed_seeds"] else ""),

@@ -1,8 +1,9 @@
 """What the scores of one group say: noise floor, intervals, paired differences, tiers.
 
 Seeds decide where two methods share two or more (a moderated t test: all pairs lend each other their spread), else
-the test examples of the one seed they share. Scores are in the metric's units; a `Difference` is positive where the first
-method is the better one.
+the test examples of the one seed they share. A method whose scores vary far more than the others' gets no place: it
+would lend them a spread that is not theirs, and be found no worse than the best for lack of evidence. Scores are in the
+metric's units; a `Difference` is positive where the first method is the better one.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ class Standing:
     sign: int  # 1 where a higher score is better, else -1
     scores: Mapping[str, Mapping[int, float]]  # method -> seed -> score
     examples: Mapping[Unit, Examples]  # of the units that are alone: one seed, or one seed shared
-    over_seeds: Mapping[tuple[str, str], stats.Difference]  # of pairs that share two or more, both ways round
-    tiers: Mapping[str, int]
+    over_seeds: Mapping[tuple[str, str], stats.Difference]  # of placed pairs that share two or more, both ways round
+    tiers: Mapping[str, int]  # of the placed methods
+    unplaced: frozenset[str]  # their scores vary far more over seeds than those of the others
 
     @property
     def order(self) -> list[str]:
-        """The methods, best mean first, ties by name."""
-        return sorted(self.scores, key=lambda method: (-self.sign * self.mean(method), method))
+        """The placed methods, best mean first, ties by name."""
+        return sorted(self.scores.keys() - self.unplaced, key=lambda method: (-self.sign * self.mean(method), method))
 
     def mean(self, method: str) -> float:
         """Its mean score over seeds."""
@@ -63,8 +65,9 @@ class Standing:
     @property
     def noise(self) -> tuple[float | None, str | None]:
         """(floor, from): the standard deviation over `seeds` of one method's score, pooled over the methods that
-        have two or more; without any, the bootstrap standard error of the best method over test `examples`."""
-        pooled = stats.pooled_deviation([list(seeds.values()) for seeds in self.scores.values()])
+        have two or more and are placed; without any, the bootstrap standard error of the best method over
+        test `examples`."""
+        pooled = stats.pooled_deviation([list(self.scores[method].values()) for method in self.order])
         if pooled is not None:
             return pooled, "seeds"
         if not self.scores:
@@ -81,7 +84,10 @@ class Standing:
         return [self.sign * (self.scores[a][s] - self.scores[b][s]) for s in _shared(self.scores, a, b)]
 
     def difference(self, a: str, b: str) -> stats.Difference | None:
-        """How much better a is than b, over shared seeds or over test examples; None where neither can be paired."""
+        """How much better a is than b, over shared seeds or over test examples; None where neither can be paired or
+        one is not placed."""
+        if not self.unplaced.isdisjoint((a, b)):
+            return None
         if (a, b) in self.over_seeds:
             return self.over_seeds[a, b]
         shared = _shared(self.scores, a, b)
@@ -105,7 +111,7 @@ def standing(group: Group) -> Standing:
     for (method, seed), records in units.items():  # several records of one seed only where keys were merged
         scores[method][seed] = statistics.fmean(record["quality"]["value"] for record in records)
     if not units:
-        return Standing(1, {}, {}, {}, {})
+        return Standing(1, {}, {}, {}, {}, frozenset())
     first = next(iter(units.values()))[0]
     sign = 1 if value(first, "quality.higher_is_better") else -1
     alone = {(method, seed) for method, seeds in scores.items() if len(seeds) == 1 for seed in seeds}
@@ -113,13 +119,15 @@ def standing(group: Group) -> Standing:
         if len(shared := _shared(scores, a, b)) == 1:
             alone |= {(a, shared[0]), (b, shared[0])}
     examples = _examples({unit: units[unit] for unit in sorted(alone)}, stats.resamples_for(len(scores)))
-    unranked = Standing(sign, scores, examples, _over_seeds(sign, scores), {})
+    unplaced = frozenset(stats.out_of_line({method: list(seeds.values()) for method, seeds in scores.items()}))
+    placed = {method: seeds for method, seeds in scores.items() if method not in unplaced}
+    unranked = Standing(sign, scores, examples, _over_seeds(sign, placed), {}, unplaced)
 
     def p_value(a: str, b: str) -> float:
         found = unranked.difference(a, b)
         return 1.0 if found is None else found.p
 
-    means = {method: sign * unranked.mean(method) for method in scores}
+    means = {method: sign * unranked.mean(method) for method in placed}
     return replace(unranked, tiers=stats.tiers(means, p_value))
 
 

@@ -62,6 +62,24 @@ def paired_t(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Di
     return _t_difference(mean, math.sqrt(variance / len(a)), len(a) - 1, level)
 
 
+def out_of_line(samples: Mapping[str, Sequence[float]], alpha: float = 0.01) -> set[str]:
+    """The samples that vary far more than the others: Cochran's test of an outlying variance, as in ISO 5725-2,
+    repeated without what it found; in its F form, which takes samples of unequal size. Those without two values or
+    without any spread are left out, and of two alone neither is called so."""
+    left = {name: (len(values) - 1, _moments(values)[1]) for name, values in samples.items() if len(values) > 1}
+    left = {name: left[name] for name in sorted(left) if left[name][1]}
+    found: set[str] = set()
+    while len(left) > 2:
+        name = max(left, key=lambda name: left[name][1])
+        degrees, variance = left.pop(name)
+        free = sum(own for own, _ in left.values())
+        others = math.fsum(own * spread for own, spread in left.values()) / free
+        if (len(left) + 1) * stats.f.sf(variance / others, degrees, free) > alpha:
+            break
+        found.add(name)
+    return found
+
+
 def moderated_t(
     differences: Mapping[tuple[str, str], Sequence[float]], level: float = LEVEL
 ) -> dict[tuple[str, str], Difference]:

@@ -29,12 +29,11 @@ def choices(results: Results, summaries: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _group(group: Group, number: int) -> dict[str, Any]:
-    scored = group.scored
-    best = scored[0].number("quality_mean") if scored else None
+    best = None if group.best is None else group.best.number("quality_mean")
     return {
         **{"id": number, "model": group.model, "task": group.task, "key": group.key, "metric": group.metric},
         "kind": kind_of(group.task),
-        "best": scored[0]["method"] if scored else None,
+        "best": None if group.best is None else group.best["method"],
         "methods": [_measured(row, best) for row in group.rows],
     }
 

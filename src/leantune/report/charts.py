@@ -93,7 +93,7 @@ def _front(group: Group, results: Results, what: str) -> Chart | None:
     points: list[Values] = [
         {
             **{"method": row["method"], "x": (row.number(column) or 0) / size, "quality": row.number("quality_mean")},
-            **{"low": row.number("quality_low"), "high": row.number("quality_high"), "tier": row["tier"]},
+            **{"low": row.number("quality_low"), "high": row.number("quality_high"), "tier": row["tier"] or "none"},
             "front": "on the front" if row["method"] in on_front else "off the front",
         }
         for row in scored
@@ -106,7 +106,8 @@ def _front(group: Group, results: Results, what: str) -> Chart | None:
     if steps:
         steps.append({"x": right, "quality": steps[-1]["quality"]})
     room = 0.06 * (right - left or right or 1)
-    ends = [e for p in points for e in (p["low"], p["high"], p["quality"]) if e is not None]
+    ends = [e for p in points for e in ((p["low"], p["high"]) if p["tier"] != "none" else ()) if e is not None]
+    ends += [p["quality"] for p in points]
     heights = min(ends) - 0.04 * (max(ends) - min(ends)), max(ends) + 0.06 * (max(ends) - min(ends))
     _label(points, (left - room, right + 4 * room), heights)
     x = alt.X("x:Q").title(title).scale(domain=[max(0, left - room), right + 4 * room], nice=False).axis(tickCount=8)
@@ -114,7 +115,7 @@ def _front(group: Group, results: Results, what: str) -> Chart | None:
         alt.Scale(domain=list(heights), nice=False, zero=False) if heights[0] < heights[1] else alt.Scale(zero=False)
     )
     y = alt.Y("quality:Q").title(group.metric).scale(scale)
-    tiers = sorted({row["tier"] for row in scored}, key=lambda text: (len(text), text))
+    tiers = sorted({p["tier"] for p in points}, key=lambda text: (len(text), text))
     colour = alt.Color("tier:N").title("tier").sort(tiers).scale(domain=tiers, range=_cycled(PALETTE, len(tiers)))
     shape = alt.Shape("front:N").title(None).scale(
         domain=["on the front", "off the front"], range=["circle", "cross"]
@@ -126,7 +127,7 @@ def _front(group: Group, results: Results, what: str) -> Chart | None:
     bars = [p for p in points if p["low"] is not None and p["high"] is not None]
     layers: list[Any] = [
         alt.Chart(_data(steps)).mark_line(interpolate="step-after", opacity=0.6, color="#808080", aria=False).encode(x=x, y=y),
-        alt.Chart(_data(bars)).mark_rule(opacity=0.45, strokeWidth=2, aria=False).encode(
+        alt.Chart(_data(bars)).mark_rule(opacity=0.45, strokeWidth=2, clip=True, aria=False).encode(
             x=x, y=alt.Y("low:Q").title(group.metric), y2="high:Q", color=colour),
         base.mark_point(filled=True, size=90, opacity=1).encode(y=y, color=colour, shape=shape, tooltip=tips),
         base.mark_text(align="left", dx=7, dy=-7, limit=170).encode(y=alt.Y("label:Q").title(group.metric), text="method:N"),

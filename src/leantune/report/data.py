@@ -61,6 +61,11 @@ class Group:
         return [row for row in self.rows if row.number("quality_mean") is not None]
 
     @property
+    def best(self) -> Row | None:
+        """The row with the best quality, of those placed in a tier where there is one."""
+        return next((row for row in self.scored if row["tier"]), next(iter(self.scored), None))
+
+    @property
     def metric(self) -> str:
         return next((row["quality_metric"] for row in self.scored), "quality")
 

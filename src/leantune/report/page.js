@@ -36,8 +36,10 @@ function decide(choice, limits) {
     else within.push(method);
   }
   within.sort((a, b) => a.loss - b.loss || a.memory - b.memory);
-  const tied = within.filter((method) => method.tier === within[0].tier).sort((a, b) => a.memory - b.memory || a.loss - b.loss);
-  return { use: tied[0] ?? null, tied: tied.slice(1), beaten: within.filter((m) => !tied.includes(m)), out };
+  const [best] = within.filter((method) => method.tier !== null).concat(within);
+  const tied = within.filter((method) => method === best || (method.tier !== null && method.tier === best.tier)).sort((a, b) => a.memory - b.memory || a.loss - b.loss);
+  const rest = within.filter((method) => !tied.includes(method));
+  return { use: tied[0] ?? null, tied: tied.slice(1), beaten: rest.filter((m) => m.tier !== null), unplaced: rest.filter((m) => m.tier === null), out };
 }
 
 const scored = (choice, method) => `${choice.metric} ${method.quality.toFixed(3)}`
@@ -46,7 +48,7 @@ const named = (methods, figure) => list(methods.map((method) => `${method.name} 
 
 // The answer as {verdict, paragraphs, points}; plain text.
 function explain(choice, limits) {
-  const { use, tied, beaten, out } = decide(choice, limits);
+  const { use, tied, beaten, unplaced, out } = decide(choice, limits);
   const budget = limits.memory === null ? "" : ` within ${size(limits.memory)}`;
   const need = (method) => size(method.memory), paragraphs = [], points = [];
   const best = choice.methods.find((method) => method.name === choice.best);
@@ -68,6 +70,7 @@ function explain(choice, limits) {
     paragraphs.push(`${proxy} it has ${scored(choice, use)}${like}${top}.`);
     if (tied.length) paragraphs.push(`The evidence does not tell ${list(tied.map((m) => m.name))} apart from it in quality; ${tied.length > 1 ? "they need" : "it needs"} no less memory: ${named(tied, need)}.`);
     if (beaten.length) points.push(`Within the limits, but in a lower tier of quality: ${named(beaten, (m) => scored(choice, m))}.`);
+    if (unplaced.length) points.push(`Within the limits, but not placed, as its scores vary far more over seeds than the others': ${named(unplaced, (m) => scored(choice, m))}.`);
   }
   if (out.memory.length) points.push(`Ruled out by memory: ${named(out.memory, need)}.`);
   if (out.time.length) points.push(`Ruled out by step time: ${named(out.time, (m) => `${(1000 * m.seconds).toFixed(0)} ms`)}.`);

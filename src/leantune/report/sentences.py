@@ -43,10 +43,7 @@ def overview(results: Results) -> str:
 
 def tied(group: Group) -> list[Row]:
     """The scored rows that cannot be told apart from the best, the one with the least memory first."""
-    scored = group.scored
-    if not scored:
-        return []
-    same = [row for row in scored if row["tier"] == scored[0]["tier"]]
+    same = [row for row in group.scored if row["tier"] == "1"]
     return sorted(same, key=lambda row: (row.number("peak_memory_bytes") or float("inf"), row["method"]))
 
 
@@ -82,7 +79,7 @@ def time(group: Group) -> str:
     if not known:
         return f"No scored method of {group.name} has a step time."
     fastest = min(known, key=lambda row: (row.number("step_seconds_median") or 0, row["method"]))
-    best = next((row for row in known if row["method"] == group.scored[0]["method"]), None)
+    best = next((row for row in known if row is group.best), None)
     text = f"{fastest['method']} has the shortest median step: {_step(group, fastest)}"
     if best is None or best is fastest:
         return f"{text}."

@@ -97,7 +97,7 @@ QUALITY = Column("quality_mean", "quality", "the task's metric on its test split
 
 LEADERBOARD = (
     MODEL, TASK,
-    Column("tier", "tier", "methods of one tier cannot be told apart by the evidence; 1 is best", _whole),
+    Column("tier", "tier", "methods of one tier cannot be told apart by the evidence; 1 is best; none where the scores vary far more over seeds than the others'", _whole),
     METHOD, STATUS, QUALITY,
     Column("quality_low", "low", "lower end of the 95 % interval of the quality", _three),
     Column("quality_high", "high", "upper end of the 95 % interval of the quality", _three),
