@@ -11,10 +11,12 @@
 # make report-test  the report in headless Chromium; installs it where root and apt are there
 # make docs      the documentation as a site, site/index.html
 # make benchmarks  speed against peers in the same run
-# make publish   copy the last run's records and tables into results/ and the README (CONFIG=... for another run),
-#                and write the report of results/ into results/report/, its charts into results/figures/
+# make publish   copy the run of config/full.yaml, records and tables, into results/, its leaderboards into the README,
+#                and write report/ and figures/ there (CONFIG=runs/default/config.json TO=results/default for another
+#                run, which leaves the README alone)
 PYTHON ?= python3
-CONFIG ?= runs/default/config.json
+CONFIG ?= runs/full/config.json
+TO ?= results
 BIN := .venv/bin
 READY := .venv/.ready
 ORACLE := .venv-oracle/.ready
@@ -96,10 +98,10 @@ docs: $(READY)
 	$(BIN)/python -m mkdocs build --strict
 
 publish: $(READY)
-	$(BIN)/leantune publish --config $(CONFIG)
-	$(BIN)/leantune tables --config $(CONFIG) --readme README.md
-	$(BIN)/leantune report
-	$(BIN)/leantune report --figures results/figures
+	$(BIN)/leantune publish --config $(CONFIG) --to $(TO)
+	$(if $(filter results,$(TO)),$(BIN)/leantune tables --config $(CONFIG) --output $(TO) --readme README.md)
+	$(BIN)/leantune report --results $(TO)
+	$(BIN)/leantune report --results $(TO) --figures $(TO)/figures
 
 # Set up once, and again when the lock changes.
 $(READY): envs/lock.txt pyproject.toml

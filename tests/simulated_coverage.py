@@ -6,11 +6,12 @@ Prints the figures of docs/statistics.md; `test_coverage.py` checks them with fe
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 from scipy import stats as scipy_stats
 
-from leantune import stats
+from leantune import ranking, stats
 
 
 def t_coverage(seeds: int, runs: int) -> float:
@@ -63,11 +64,12 @@ def in_first_tier(methods: int, seeds: int, runs: int, how: str = "moderated") -
 
 def _first_tier(scores: np.ndarray, how: str) -> tuple[set[str], int]:
     """(the methods of tier 1, how many are placed)."""
-    if how == "moderated":
-        wild = stats.out_of_line({str(number): list(row) for number, row in enumerate(scores)})
-        scores = scores[[str(number) not in wild for number in range(len(scores))]]
     names = [f"{number:03}" for number in range(len(scores))]
     rows = dict(zip(names, scores, strict=True))
+    if how == "moderated":
+        records = {name: [_record(seed, score) for seed, score in enumerate(row)] for name, row in rows.items()}
+        tiers = ranking.standing(SimpleNamespace(ok=records)).tiers
+        return {name for name, tier in tiers.items() if tier == 1}, len(tiers)
     pairs = {(a, b): list(rows[a] - rows[b]) for a, b in itertools.combinations(names, 2)}
     if how == "pooled":
         left = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
@@ -86,6 +88,10 @@ def _first_tier(scores: np.ndarray, how: str) -> tuple[set[str], int]:
         return {best} | {name for name, p in zip(others, adjusted, strict=True) if p > 0.05}, len(names)
     tiers = stats.tiers(means, lambda a, b: found[min(a, b), max(a, b)])
     return {name for name, tier in tiers.items() if tier == 1}, len(names)
+
+
+def _record(seed: int, score: float) -> dict:
+    return {"cell": {"seed": seed}, "quality": {"value": float(score), "higher_is_better": True}}
 
 
 def main() -> None:

@@ -180,6 +180,17 @@ def test_what_varies_far_more_than_all_others_is_not_placed_and_lends_nobody_its
     assert "; 2 others are told apart from the best; " in row["says"]
 
 
+def test_what_varies_far_more_is_placed_where_that_still_tells_it_from_every_other():
+    means = {"full": 0.8, "lora": 0.799, "svfit": 0.75, "head": 0.6}
+    turned = [(m, s, q + 0.0005 * ((s + i) % 3 - 1)) for i, (m, q) in enumerate(means.items()) for s in range(3)]
+    found = [cell(*one) for one in [*turned, ("softlms", 0, 0.1), ("softlms", 1, 0.11), ("softlms", 2, 0.105)]]
+    board = boards(entries(*found))
+    assert {row["method"]: row["tier"] for row in board[0].rows}["softlms"] == 4
+    (row,) = decisions(board)
+    assert "not placed" not in row["says"]
+    assert row["noise_floor"] == pytest.approx(0.0005)
+
+
 def test_what_is_best_by_less_than_the_noise_still_decides_who_is_worse():
     noise = [0.0, 0.1, -0.1, 0.2, -0.2]
     gaps = [("full", 0.01), ("lora", 0.0), ("head", -0.6)]

@@ -302,6 +302,18 @@ def test_markdown_has_units_intervals_and_failures():
     assert "| came | oom |" in text
 
 
+def test_all_leaderboards_but_the_largest_are_folded():
+    found = [ok(m, quality=q) for m, q in [("full", 0.8), ("lora", 0.7)]]
+    small = ok("full", quality=0.9)
+    small["cell"]["task"] = "topics52"
+    text = markdown_leaderboard(leaderboard(entries(*found, small)))
+    largest, folded = text.split("<details>")
+    assert "**sentiment**" in largest
+    assert folded.startswith("\n<summary>topics52 with minilm-l6</summary>\n\n**topics52** with")
+    assert text.endswith("\n\n</details>")
+    assert "<details>" not in markdown_leaderboard(leaderboard(entries(*found)))
+
+
 def test_readme_is_changed_between_the_marks_only(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("top\n<!-- leaderboard:begin -->\nold\n<!-- leaderboard:end -->\nbottom\n")

@@ -20,8 +20,8 @@ def _number(number: float | None, digits: int = 3) -> str:
 
 def markdown_leaderboard(rows: Sequence[Row]) -> str:
     """A compact Markdown table per model, task and key of `tables.leaderboard` rows, best first, controls last; the
-    table with the most methods comes first."""
-    parts = []
+    table with the most methods comes first, the others can be folded out."""
+    tasks: list[tuple[str, str]] = []
     groups = [(k, list(g)) for k, g in groupby(rows, key=lambda row: (row["model"], row["task"], row["key"]))]
     controls = {(task, key): found for (model, task, key), found in groups if model == "none"}
     with_model = {(task, key) for (model, task, key), _ in groups if model != "none"}
@@ -33,12 +33,18 @@ def markdown_leaderboard(rows: Sequence[Row]) -> str:
             found = [*found, *({**row, "tier": ""} for row in controls.get((task, key), ()))]
         metric = next((r for r in found if r.get("quality_metric")), {})
         better = f" ({'higher' if metric['higher_is_better'] else 'lower'} is better)" if metric else ""
-        parts.append(f"**{task}** with {model}, {metric.get('quality_metric') or 'quality'}{better}, `{key}`\n")
-        parts.append("| tier | method | quality | seeds | peak memory | x full | step | trainable | stored |")
-        parts.append("|---|---|---|---|---|---|---|---|---|")
-        parts += [_markdown_row(row) for row in found]
-        parts.append("")
-    return "\n".join(parts)
+        lines = [
+            f"**{task}** with {model}, {metric.get('quality_metric') or 'quality'}{better}, `{key}`\n",
+            "| tier | method | quality | seeds | peak memory | x full | step | trainable | stored |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *[_markdown_row(row) for row in found],
+        ]
+        tasks.append((f"{task} with {model}", "\n".join(lines)))
+    if len(tasks) < 2:
+        return "".join(text for _, text in tasks)
+    (_, first), *others = tasks
+    folded = f"<details>\n<summary>{', '.join(name for name, _ in others)}</summary>"
+    return "\n\n".join([first, folded, *[text for _, text in others], "</details>"])
 
 
 def _markdown_row(row: Row) -> str:

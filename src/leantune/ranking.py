@@ -1,9 +1,9 @@
 """What the scores of one group say: noise floor, intervals, paired differences, tiers.
 
 Seeds decide where two methods share two or more (a moderated t test: all pairs lend each other their spread), else
-the test examples of the one seed they share. A method whose scores vary far more than the others' gets no place: it
-would lend them a spread that is not theirs, and be found no worse than the best for lack of evidence. Scores are in the
-metric's units; a `Difference` is positive where the first method is the better one.
+the test examples of the one seed they share. A method whose scores vary far more than the others' would lend
+them a spread that is not theirs, so it stands for itself; it has no place where that tells it apart from some only.
+Scores are in the metric's units; a `Difference` is positive where the first method is the better one.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Standing:
     sign: int  # 1 where a higher score is better, else -1
     scores: Mapping[str, Mapping[int, float]]  # method -> seed -> score
     examples: Mapping[Unit, Examples]  # of the units that are alone: one seed, or one seed shared
-    over_seeds: Mapping[tuple[str, str], stats.Difference]  # of placed pairs that share two or more, both ways round
-    tiers: Mapping[str, int]  # of the placed methods
-    unplaced: frozenset[str]  # their scores vary far more over seeds than those of the others
+    over_seeds: Mapping[tuple[str, str], stats.Difference]  # of pairs that share two or more, both ways round
+    wild: frozenset[str]  # methods whose scores vary far more over seeds than those of the others
+    tiers: Mapping[str, int]  # of all but the wild ones that are not told apart from every other method
 
     @property
     def order(self) -> list[str]:
         """The placed methods, best mean first, ties by name."""
-        return sorted(self.scores.keys() - self.unplaced, key=lambda method: (-self.sign * self.mean(method), method))
+        return sorted(self.tiers, key=lambda method: (-self.sign * self.mean(method), method))
 
     def mean(self, method: str) -> float:
         """Its mean score over seeds."""
@@ -65,9 +65,10 @@ class Standing:
     @property
     def noise(self) -> tuple[float | None, str | None]:
         """(floor, from): the standard deviation over `seeds` of one method's score, pooled over the methods that
-        have two or more and are placed; without any, the bootstrap standard error of the best method over
+        have two or more and are not wild; without any, the bootstrap standard error of the best method over
         test `examples`."""
-        pooled = stats.pooled_deviation([list(self.scores[method].values()) for method in self.order])
+        steady = self.scores.keys() - self.wild
+        pooled = stats.pooled_deviation([list(self.scores[method].values()) for method in sorted(steady)])
         if pooled is not None:
             return pooled, "seeds"
         if not self.scores:
@@ -84,10 +85,7 @@ class Standing:
         return [self.sign * (self.scores[a][s] - self.scores[b][s]) for s in _shared(self.scores, a, b)]
 
     def difference(self, a: str, b: str) -> stats.Difference | None:
-        """How much better a is than b, over shared seeds or over test examples; None where neither can be paired or
-        one is not placed."""
-        if not self.unplaced.isdisjoint((a, b)):
-            return None
+        """How much better a is than b, over shared seeds or over test examples; None where neither can be paired."""
         if (a, b) in self.over_seeds:
             return self.over_seeds[a, b]
         shared = _shared(self.scores, a, b)
@@ -111,7 +109,7 @@ def standing(group: Group) -> Standing:
     for (method, seed), records in units.items():  # several records of one seed only where keys were merged
         scores[method][seed] = statistics.fmean(record["quality"]["value"] for record in records)
     if not units:
-        return Standing(1, {}, {}, {}, {}, frozenset())
+        return Standing(1, {}, {}, {}, frozenset(), {})
     first = next(iter(units.values()))[0]
     sign = 1 if value(first, "quality.higher_is_better") else -1
     alone = {(method, seed) for method, seeds in scores.items() if len(seeds) == 1 for seed in seeds}
@@ -119,16 +117,16 @@ def standing(group: Group) -> Standing:
         if len(shared := _shared(scores, a, b)) == 1:
             alone |= {(a, shared[0]), (b, shared[0])}
     examples = _examples({unit: units[unit] for unit in sorted(alone)}, stats.resamples_for(len(scores)))
-    unplaced = frozenset(stats.out_of_line({method: list(seeds.values()) for method, seeds in scores.items()}))
-    placed = {method: seeds for method, seeds in scores.items() if method not in unplaced}
-    unranked = Standing(sign, scores, examples, _over_seeds(sign, placed), {}, unplaced)
+    wild = frozenset(stats.out_of_line({method: list(seeds.values()) for method, seeds in scores.items()}))
+    unranked = Standing(sign, scores, examples, _over_seeds(sign, scores, wild), wild, {})
 
-    def p_value(a: str, b: str) -> float:
-        found = unranked.difference(a, b)
-        return 1.0 if found is None else found.p
-
+    pairs = [frozenset(pair) for pair in itertools.combinations(scores, 2)]
+    p_values = {pair: 1.0 if (found := unranked.difference(*pair)) is None else found.p for pair in pairs}
+    adjusted = zip(pairs, stats.holm(list(p_values.values())), strict=True)
+    alike = [pair for pair, p in adjusted if p > 1 - stats.LEVEL]
+    placed = scores.keys() - {method for pair in alike for method in pair & wild}
     means = {method: sign * unranked.mean(method) for method in placed}
-    return replace(unranked, tiers=stats.tiers(means, p_value))
+    return replace(unranked, tiers=stats.tiers(means, lambda a, b: p_values[frozenset((a, b))]))
 
 
 def example_difference(
@@ -143,13 +141,17 @@ def example_difference(
     return stats.paired_bootstrap(lambda w: one(w) - two(w), len(a["predictions"]), level)
 
 
-def _over_seeds(sign: int, scores: Mapping[str, Mapping[int, float]]) -> dict[tuple[str, str], stats.Difference]:
+def _over_seeds(
+    sign: int, scores: Mapping[str, Mapping[int, float]], wild: frozenset[str]
+) -> dict[tuple[str, str], stats.Difference]:
     pairs = {
         (a, b): [sign * (scores[a][seed] - scores[b][seed]) for seed in shared]
         for a, b in itertools.combinations(sorted(scores), 2)
         if len(shared := _shared(scores, a, b)) > 1
     }
-    found = stats.moderated_t(pairs)
+    found = stats.moderated_t({pair: values for pair, values in pairs.items() if wild.isdisjoint(pair)})
+    for pair in pairs.keys() - found.keys():
+        found |= stats.moderated_t({pair: pairs[pair]})  # alone: the plain paired t
     return found | {(b, a): stats.Difference(-d.mean, -d.high, -d.low, d.p) for (a, b), d in found.items()}
 
 
