@@ -197,6 +197,17 @@ def test_tfidf_ngrams_see_word_order(tmp_path: Path) -> None:
     assert method("tfidf").fit_predict(data, ctx) != [0.0, 1.0] * 8
 
 
+def test_tfidf_reads_both_texts_of_a_pair_and_what_they_share(tmp_path: Path) -> None:
+    """Whether the second text is about the first one's word, which neither text alone tells."""
+    words = ["film", "song", "book", "play"]
+    rows = [{"text": f"a {a}", "pair": f"the {b}", "label": int(a == b)} for a in words for b in words]
+    data = Data("classification", *[Dataset.from_list(rows * 4)] * 3)
+    found = method("tfidf", c=100.0).fit_predict(data, small_context(tmp_path))
+    assert found == [float(y) for y in data.test["label"]]
+    alone = Data("classification", *[data.train.remove_columns("pair")] * 3)
+    assert method("tfidf", c=100.0).fit_predict(alone, small_context(tmp_path)) != found
+
+
 def test_tfidf_needs_two_classes(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"text": "one", "label": 0}] * 3)
     with pytest.raises(BadInput, match="1 class"):
@@ -216,5 +227,7 @@ def test_zero_shot_trains_nothing(tmp_path: Path) -> None:
 
 
 def test_zero_shot_is_for_language_models(tmp_path: Path) -> None:
+    ctx, model = small_context(tmp_path, "llama", "generation"), small_model("llama", "causal_lm")
+    assert method("zero_shot", "generation").attach(model, None, ctx) == (model, None)
     with pytest.raises(Unsupported, match="random"):
         method("zero_shot").attach(small_model(), None, small_context(tmp_path))

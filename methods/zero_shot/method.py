@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from leantune.api import Context, Data, Groups, Method, Unsupported
+from leantune.api import LANGUAGE_MODELS, Context, Data, Groups, Method, Unsupported
 
 
 class ZeroShot(Method):
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
-        if ctx.kind not in ("causal_lm", "masked_lm"):
+        if ctx.kind not in LANGUAGE_MODELS:
             raise Unsupported(f"'zero_shot' needs a language-modelling task; on {ctx.kind} the head would be random")
         return model.requires_grad_(False), data
 
