@@ -54,11 +54,13 @@ def kept_together(methods: int, seeds: int, runs: int, how: str = "moderated", n
     return together / runs
 
 
-def in_first_tier(methods: int, seeds: int, runs: int, how: str = "moderated") -> float:
-    """The mean number of methods in tier 1 where each is one standard deviation of a run below the one before."""
+def in_first_tier(methods: int, seeds: int, runs: int, how: str = "moderated", noisier: float = 1.0) -> float:
+    """The mean number of methods in tier 1 where each is one standard deviation of a run below the one before, the last
+    of them `noisier` times as noisy as the others."""
     rng = np.random.default_rng(50 + methods)
-    steps = 0.01 * np.arange(methods)[:, None]
-    draws = [0.8 - steps + rng.normal(0, 0.01, size=(methods, seeds)) for _ in range(runs)]
+    steps, noise = 0.01 * np.arange(methods)[:, None], np.full((methods, 1), 0.01)
+    noise[-1] *= noisier
+    draws = [0.8 - steps + noise * rng.normal(size=(methods, seeds)) for _ in range(runs)]
     return float(np.mean([len(_first_tier(scores, how)[0]) for scores in draws]))
 
 
@@ -110,9 +112,10 @@ def main() -> None:
             rates = [f"{how} {kept_together(methods, seeds, runs, how, noisier):.3f}" for how in ways]
             equal = f"{methods} equal methods with {seeds} seeds" + (", one ten times noisier" if noisier > 1 else "")
             print(f"{equal} share tier 1: {', '.join(rates)} (+- {error:.3f})", flush=True)
-        for seeds in (3, 5):
-            sizes = [f"{how} {in_first_tier(methods, seeds, runs // 10, how):.1f}" for how in ways]
-            print(f"{methods} methods one deviation apart, {seeds} seeds: in tier 1 {', '.join(sizes)}", flush=True)
+        for seeds, noisier in ((3, 1.0), (5, 1.0), (3, 10.0)):
+            sizes = [f"{how} {in_first_tier(methods, seeds, runs // 10, how, noisier):.1f}" for how in ways]
+            apart = f"{methods} methods one deviation apart, {seeds} seeds" + (", the last ten times noisier" if noisier > 1 else "")
+            print(f"{apart}: in tier 1 {', '.join(sizes)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,11 @@ def test_lent_spread_tells_methods_apart_that_three_seeds_alone_cannot():
     assert in_first_tier(12, 3, 30, "plain") > 10
 
 
+def test_a_noisy_method_does_not_hide_what_separates_the_others():
+    assert in_first_tier(12, 3, 30, noisier=10.0) < 5
+    assert in_first_tier(12, 3, 30, "all placed", noisier=10.0) > 7
+
+
 def test_correcting_for_the_comparisons_of_the_best_alone_would_split_too_many():
     """Why the correction is over all pairs."""
     assert kept_together(8, 5, 400, "best only") < 0.95 - error(0.95, 500)

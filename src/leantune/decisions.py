@@ -64,7 +64,8 @@ def _decision(board: Board) -> Row:
     lead = f"{ahead}{_bounds(difference, shared)}"
     within = f", within the noise floor of {_number(noise)}" if noise is not None and gap < noise else ""
     unplaced = sorted(stand.scores.keys() - stand.tiers.keys())
-    aside = f"; not placed, as it varies far more over seeds than the others: {', '.join(unplaced)}" if unplaced else ""
+    vary = "it varies" if len(unplaced) == 1 else "they vary"
+    aside = f"; not placed, as {vary} far more over seeds than the others: {', '.join(unplaced)}" if unplaced else ""
     if len(first) == 1 and not within:
         return {**row, "says": f"{best} is best, {lead}{aside}"}
     row["more_seeds"], hint = _more_seeds(stand, best, second)
