@@ -114,7 +114,9 @@ def main() -> None:
             print(f"{equal} share tier 1: {', '.join(rates)} (+- {error:.3f})", flush=True)
         for seeds, noisier in ((3, 1.0), (5, 1.0), (3, 10.0)):
             sizes = [f"{how} {in_first_tier(methods, seeds, runs // 10, how, noisier):.1f}" for how in ways]
-            apart = f"{methods} methods one deviation apart, {seeds} seeds" + (", the last ten times noisier" if noisier > 1 else "")
+            apart = f"{methods} methods one deviation apart, {seeds} seeds" + (
+                ", the last ten times noisier" if noisier > 1 else ""
+            )
             print(f"{apart}: in tier 1 {', '.join(sizes)}", flush=True)
 
 

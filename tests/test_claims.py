@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -253,6 +254,18 @@ def test_bytes_of_one_seed_are_exact_and_seconds_are_not() -> None:
     assert "one seed gives no interval" in seconds.notes
     with pytest.raises(NotRun, match="holds no time_vs_full"):
         found.ratio("sentiment", "lean", "lora", "time_vs_full")
+
+
+def test_times_in_turns_have_the_interval_of_their_rounds_not_of_seeds_that_share_them() -> None:
+    timed = {"safe": [0.9, 1.1, 1.0], "adapter": [1.0, 1.0, 1.25]}  # ratios 0.9, 1.1, 0.8
+    made = [ok(method, seed) for method in timed for seed in range(5)]
+    for record in made:
+        record["time"] |= {"vs_full": 1.0, "rounds": timed[record["cell"]["method"]]}
+    found = records(*made).ratio("sentiment", "safe", "adapter", "time_vs_full")
+    half = 4.302653 * np.std([0.9, 1.1, 0.8], ddof=1) / math.sqrt(3)
+    assert found.mean == pytest.approx(2.8 / 3)
+    assert found.bounds == pytest.approx((2.8 / 3 - half, 2.8 / 3 + half))
+    assert found.notes[-1] == "interval from 3 rounds"
 
 
 def test_a_run_whose_steps_get_cheaper_has_the_mean_of_its_intervals() -> None:

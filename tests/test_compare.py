@@ -34,15 +34,15 @@ def comparison(**changes):
     key = {name: row["key"][name] for name in compare.SAME}
     found = {
         "model": "minilm-l6", "task": "sentiment", "key": key, "against": "full",
-        "ratios": {"lora": {"ratio": 0.75}}, "hashes": {"full": "m", "lora": "m"},
+        "rounds": turns((1.0, 0.5), (2.0, 2.25)), "ratios": {"lora": {"ratio": 0.75}}, "hashes": {"full": "m", "lora": "m"},
     }  # fmt: skip
     return {**found, **changes}
 
 
 def test_a_ratio_belongs_to_rows_of_the_same_code_task_and_machine():
     row = sample_records.ok("lora", key={"steps": 7})
-    assert compare.vs_full([comparison()], row) == 0.75
-    assert compare.vs_full([comparison()], sample_records.ok("full")) == 1.0
+    assert compare.vs_full([comparison()], row) == (0.75, [0.5, 1.125])
+    assert compare.vs_full([comparison()], sample_records.ok("full")) == (1.0, [1.0, 1.0])
     assert compare.vs_full([comparison()], sample_records.ok("head")) is None
     for other in (
         {"task": "valence"}, {"model": "smollm2-135m"}, {"against": "head"}, {"hashes": {"full": "m", "lora": "changed"}},

@@ -107,16 +107,19 @@ def read_comparisons(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def vs_full(comparisons: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) -> float | None:
-    """What the comparisons say of a record's step time against `full`: None unless one of them timed the same method,
-    code and settings, on the same task, model and kind of machine, in rounds with `full`."""
+def vs_full(comparisons: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) -> tuple[float, list[float]] | None:
+    """What the comparisons say of a record's step time against `full`, over all rounds and in each: None unless one of
+    them timed the same method, code and settings, on the same task, model and kind of machine, in rounds with `full`."""
     cell, key, digest = row["cell"], row["key"], row["provenance"]["hashes"]["method"]
     for one in comparisons:
         same = (one["model"], one["task"], one["against"]) == (cell["model"], cell["task"], "full")
         same = same and all(one["key"][name] == key[name] for name in SAME)
         if same and one["hashes"].get(cell["method"]) == digest:
-            ratio_ = one["ratios"].get(cell["method"], {}).get("ratio")
-            return 1.0 if cell["method"] == "full" else ratio_
+            method = cell["method"]
+            found = 1.0 if method == "full" else one["ratios"].get(method, {}).get("ratio")
+            both = [turn for turn in one["rounds"] if {method, "full"} <= turn.keys()]
+            rounds = [turn[method]["step_seconds"] / turn["full"]["step_seconds"] for turn in both]
+            return None if found is None else (found, rounds)
     return None
 
 

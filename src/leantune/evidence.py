@@ -113,12 +113,12 @@ class Records:
     def recorded(self, task: str, method: str, column: str, model: str | None = None) -> Value:
         """A column of the leaderboard, or a dotted path of the record, over the seeds."""
         (one,), notes, commands = self._shared(task, [method], model)
-        return self._sample([_number(record, column) for record in one], column, notes, commands)
+        return self._sample(_numbers(one, column), column, notes, commands)
 
     def ratio(self, task: str, a: str, b: str, column: str, model: str | None = None) -> Value:
-        """Column of `a` over that of `b`, seed by seed."""
+        """Column of `a` over that of `b`, seed by seed; of `time_vs_full` round by round, as every seed has the same."""
         (one, two), notes, commands = self._shared(task, [a, b], model)
-        pairs = [(_number(x, column), _number(y, column)) for x, y in zip(one, two, strict=True)]
+        pairs = list(zip(_numbers(one, column), _numbers(two, column), strict=True))
         if any(y == 0 for _, y in pairs):
             raise NotRun(f"'{column}' of '{b}' on '{task}' is 0")
         return self._sample([x / y for x, y in pairs], column, notes, commands)
@@ -221,14 +221,22 @@ class Records:
         return chosen, (f"{task} with {group.model}, {group.key}",), commands
 
     def _sample(self, values: Sequence[float], column: str, notes: tuple[str, ...], commands: tuple[str, ...]) -> Value:
-        """Seeds' values as one: exact where every run repeats it, else with Student's interval; unbounded for one."""
+        """The values of seeds, or of rounds, as one: exact where every run repeats it, else with Student's interval;
+        unbounded for one."""
         interval = stats.t_interval(values, self.level)
         if len(set(values)) == 1 and column.endswith(EXACT):
             return Value(values[0], notes=notes, commands=commands)
         if interval.low is None or interval.high is None:
             return Value(interval.mean, -math.inf, math.inf, (*notes, "one seed gives no interval"), commands)
-        notes = (*notes, f"interval from {len(values)} seeds")
+        notes = (*notes, f"interval from {len(values)} {'rounds' if column == 'time_vs_full' else 'seeds'}")
         return Value(interval.mean, interval.low, interval.high, notes, commands)
+
+
+def _numbers(records: Sequence[Record], column: str) -> list[float]:
+    """A column of each record; of `time_vs_full` what each round said, which stands in all of them alike."""
+    if column == "time_vs_full":
+        return list(rows.value(records[0], "time.rounds") or [_number(records[0], column)])
+    return [_number(record, column) for record in records]
 
 
 def _number(record: Record, column: str) -> float:

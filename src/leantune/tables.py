@@ -150,7 +150,8 @@ def _entries(output: Path, expected: Iterable[plan.Cell]) -> list[Entry]:
 
 
 def timed(entries: Sequence[Entry], folder: Path) -> list[Entry]:
-    """Entries whose `time.vs_full` is what the comparisons of step times in a folder say of them."""
+    """Entries whose `time.vs_full` is what the comparisons of step times in a folder say of them, and `time.rounds`
+    what each round does."""
     comparisons = compare.read_comparisons(folder)
     return [_timed(entry, comparisons) for entry in entries] if comparisons else list(entries)
 
@@ -158,8 +159,8 @@ def timed(entries: Sequence[Entry], folder: Path) -> list[Entry]:
 def _timed(entry: Entry, comparisons: Sequence[Record]) -> Entry:
     if entry.record is None or not entry.record["time"]:
         return entry
-    times = {**entry.record["time"], "vs_full": compare.vs_full(comparisons, entry.record)}
-    return replace(entry, record={**entry.record, "time": times})
+    ratio, rounds = compare.vs_full(comparisons, entry.record) or (None, None)
+    return replace(entry, record={**entry.record, "time": {**entry.record["time"], "vs_full": ratio, "rounds": rounds}})
 
 
 def cell_of(record: Record) -> plan.Cell:
