@@ -112,7 +112,7 @@ class Links:
 
 def _group_view(group: Group, read: Results) -> dict[str, Any]:
     says = next((row["says"] for row in group.of(read.tables["decisions"])), "")
-    says = f"T{says[1:]}." if says.startswith("this ") else f"{says}." if says else ""
+    says = f"T{says[1:]}." if says.startswith(("this ", "the ")) else f"{says}." if says else ""
     rows = [*group.rows, *(Row({**row, "tier": ""}) for row in group.controls)]
     return {
         "name": group.name, "slug": group.slug, "key": group.key, "metric": group.metric,
