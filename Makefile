@@ -98,8 +98,7 @@ docs: $(READY)
 	$(BIN)/python -m mkdocs build --strict
 
 publish: $(READY)
-	$(BIN)/leantune publish --config $(CONFIG) --to $(TO)
-	$(if $(filter results,$(TO)),$(BIN)/leantune tables --config $(CONFIG) --output $(TO) --readme README.md)
+	$(BIN)/leantune publish --config $(CONFIG) --to $(TO) $(if $(filter results,$(TO)),--readme README.md)
 	$(BIN)/leantune report --results $(TO)
 	$(BIN)/leantune report --results $(TO) --figures $(TO)/figures
 

@@ -164,10 +164,15 @@ def test_a_gap_below_the_noise_decides_nothing_though_pairing_would():
     assert "noise floor" in row["says"]
 
 
-def test_what_varies_far_more_than_all_others_is_not_placed_and_lends_nobody_its_noise():
+def four_and(name, scores, noise):
+    """Three seeds of four methods with that much noise, and of one more with these scores."""
     means = {"full": 0.8, "lora": 0.799, "svfit": 0.75, "head": 0.6}
-    turned = [(m, s, q + 0.005 * ((s + i) % 3 - 1)) for i, (m, q) in enumerate(means.items()) for s in range(3)]
-    found = [cell(*one) for one in [*turned, ("svd", 0, 0.5), ("svd", 1, 0.9), ("svd", 2, 0.7)]]
+    found = [cell(m, s, q + noise * ((s + i) % 3 - 1)) for i, (m, q) in enumerate(means.items()) for s in range(3)]
+    return [*found, *(cell(name, seed, score) for seed, score in enumerate(scores))]
+
+
+def test_what_varies_far_more_than_all_others_is_not_placed_and_lends_nobody_its_noise():
+    found = four_and("svd", [0.5, 0.9, 0.7], noise=0.005)
     board = boards(entries(*found))
     rows = by_method(row for one in board for row in one.rows)
     assert [rows[m]["tier"] for m in ("full", "lora", "svfit", "head", "svd")] == [1, 1, 2, 3, None]
@@ -181,10 +186,7 @@ def test_what_varies_far_more_than_all_others_is_not_placed_and_lends_nobody_its
 
 
 def test_what_varies_far_more_is_placed_where_that_still_tells_it_from_every_other():
-    means = {"full": 0.8, "lora": 0.799, "svfit": 0.75, "head": 0.6}
-    turned = [(m, s, q + 0.0005 * ((s + i) % 3 - 1)) for i, (m, q) in enumerate(means.items()) for s in range(3)]
-    found = [cell(*one) for one in [*turned, ("softlms", 0, 0.1), ("softlms", 1, 0.11), ("softlms", 2, 0.105)]]
-    board = boards(entries(*found))
+    board = boards(entries(*four_and("softlms", [0.1, 0.11, 0.105], noise=0.0005)))
     assert {row["method"]: row["tier"] for row in board[0].rows}["softlms"] == 4
     (row,) = decisions(board)
     assert "not placed" not in row["says"]

@@ -221,8 +221,12 @@ def test_gate_and_publish_heed_the_limits(configured, tmp_path, capsys):
 
     config = configured(wrong, calibration={"sleep_limit": 1.0})
     assert cli.main(["gate", "--config", config]) == 0
-    assert cli.main(["publish", "--config", config, "--to", str(tmp_path / "published")]) == 0
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- leaderboard:begin -->\nold\n<!-- leaderboard:end -->")
+    words = ["--to", str(tmp_path / "published"), "--readme", str(readme)]
+    assert cli.main(["publish", "--config", config, *words]) == 0
     assert (tmp_path / "published" / "tables" / "calibration.csv").is_file()
+    assert "old" not in readme.read_text()
 
 
 def test_what_a_control_scores_decides_nothing(configured, tmp_path):

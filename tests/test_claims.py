@@ -260,7 +260,7 @@ def test_times_in_turns_have_the_interval_of_their_rounds_not_of_seeds_that_shar
     timed = {"safe": [0.9, 1.1, 1.0], "adapter": [1.0, 1.0, 1.25]}  # ratios 0.9, 1.1, 0.8
     made = [ok(method, seed) for method in timed for seed in range(5)]
     for record in made:
-        record["time"] |= {"vs_full": 1.0, "rounds": timed[record["cell"]["method"]]}
+        record["time"] |= {"vs_full": 1.0, "vs_full_rounds": timed[record["cell"]["method"]]}
     found = records(*made).ratio("sentiment", "safe", "adapter", "time_vs_full")
     half = 4.302653 * np.std([0.9, 1.1, 0.8], ddof=1) / math.sqrt(3)
     assert found.mean == pytest.approx(2.8 / 3)

@@ -382,6 +382,8 @@ def test_what_is_not_placed_is_never_the_answer_while_another_fits(tmp_path):
     unplaced = "Within the limits, but not placed, as its scores vary far more over seeds than the others': svd (accuracy 0.813 [0.137"
     assert unplaced in free["text"]
     assert alone["use"] == "svd"
+    assert "It is not placed in a tier" in alone["text"]
+    assert "not placed in a tier" not in free["text"]
 
 
 def test_at_paper_scale_the_answer_names_the_model_that_its_quality_was_measured_on(tmp_path):

@@ -178,9 +178,7 @@ def tables(arguments: argparse.Namespace) -> None:
     from leantune import tables
 
     config, output = _configured(arguments)
-    rows = tables.write_tables(output, plan.expand(config), config["calibration"], arguments.across)
-    if arguments.readme:
-        tables.update_readme(arguments.readme, tables.markdown_leaderboard(rows))
+    tables.write_tables(output, plan.expand(config), config["calibration"], arguments.across)
 
 
 def footprint(arguments: argparse.Namespace) -> None:
@@ -235,7 +233,9 @@ def publish(arguments: argparse.Namespace) -> None:
     from leantune import claims, footprint, tables
 
     config, output = _configured(arguments)
-    tables.publish(output, arguments.to, plan.expand(config), config["calibration"])
+    rows = tables.publish(output, arguments.to, plan.expand(config), config["calibration"])
+    if arguments.readme:
+        tables.update_readme(arguments.readme, tables.markdown_leaderboard(rows))
     footprint.publish(output, arguments.to)
     if config["claims"]:
         claims.publish(output, arguments.to)

@@ -133,10 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     bill.add_argument("--csv", type=Path, metavar="FILE", help="also write the cells into this table")
     bill.set_defaults(action=actions.plan_)
 
-    tables = commands.add_parser("tables", help="build the CSV tables and the README leaderboard from records")
+    tables = commands.add_parser("tables", help="build the CSV tables from records")
     _config_flags(tables)
     tables.add_argument("--output", type=Path, help="the run's folder; default: the config's `output`")
-    tables.add_argument("--readme", type=Path, help="also write the leaderboard into this Markdown file")
     tables.add_argument("--across", action="append", default=[], metavar="FIELD",
                         help="rank together what differs only in this field of the key: hardware, batch, ...")  # fmt: skip
     tables.set_defaults(action=actions.tables)
@@ -171,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     _config_flags(publish)
     publish.add_argument("--output", type=Path)
     publish.add_argument("--to", type=Path, default=Path("results"))
+    publish.add_argument("--readme", type=Path, help="also write the leaderboards into this Markdown file")
     publish.set_defaults(action=actions.publish)
 
     rerun = commands.add_parser("rerun", help="remove the records of failed cells, so that the next run repeats them")

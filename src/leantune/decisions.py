@@ -71,15 +71,16 @@ def _decision(board: Board) -> Row:
     row["more_seeds"], hint = _more_seeds(stand, best, second)
     below = len(order) - len(first)
     others = f"; {below} {'other is' if below == 1 else 'others are'} told apart from the best" if below else ""
+    beaten = [stand.sign * (stand.mean(best) - stand.mean(method)) for method in order if stand.tiers[method] > 1]
     if not below:
-        start = f"this decides nothing: no method of {len(order)} is told apart from the best, {best}, {lead}{within}"
-    elif all(stand.tiers[m] == 1 or stand.sign * (stand.mean(best) - stand.mean(m)) < (noise or 0) for m in order):
-        start = f"this decides nothing: {best} is {lead}{within}"
+        start = f"this decides nothing: no method of {len(order)} is told apart from the best, {best},"
+    elif max(beaten) < (noise or 0):
+        start = f"this decides nothing: {best} is"
     elif len(first) == 1:
-        start = f"{best} is {lead}{within}"
+        start = f"{best} is"
     else:
-        start = f"the {len(first)} methods of tier 1 are not told apart: {best} is {lead}{within}"
-    return {**row, "says": f"{start}{others}; {hint}{aside}"}
+        start = f"the {len(first)} methods of tier 1 are not told apart: {best} is"
+    return {**row, "says": f"{start} {lead}{within}{others}; {hint}{aside}"}
 
 
 def _more_seeds(stand: Standing, best: str, second: str) -> tuple[int | None, str]:

@@ -235,7 +235,7 @@ class Records:
 def _numbers(records: Sequence[Record], column: str) -> list[float]:
     """A column of each record; of `time_vs_full` what each round said, which stands in all of them alike."""
     if column == "time_vs_full":
-        return list(rows.value(records[0], "time.rounds") or [_number(records[0], column)])
+        return list(rows.value(records[0], "time.vs_full_rounds") or [_number(records[0], column)])
     return [_number(record, column) for record in records]
 
 

@@ -150,8 +150,7 @@ def _over_seeds(
         if len(shared := _shared(scores, a, b)) > 1
     }
     found = stats.moderated_t({pair: values for pair, values in pairs.items() if wild.isdisjoint(pair)})
-    for pair in pairs.keys() - found.keys():
-        found |= stats.moderated_t({pair: pairs[pair]})  # alone: the plain paired t
+    found |= {pair: stats.paired_t(pairs[pair], [0.0] * len(pairs[pair])) for pair in pairs.keys() - found.keys()}
     return found | {(b, a): stats.Difference(-d.mean, -d.high, -d.low, d.p) for (a, b), d in found.items()}
 
 

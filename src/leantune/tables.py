@@ -106,8 +106,9 @@ def publish(
     target: Path,
     expected: Iterable[plan.Cell],
     limits: Mapping[str, float] = plan.CALIBRATION_LIMITS,
-) -> None:
-    """Copy the records and tables of a run to the published results, replacing what was there of each cell.
+) -> list[Row]:
+    """Copy the records and tables of a run to the published results, replacing what was there of each cell; returns
+    the rows of their leaderboard.
 
     Published records of other keys (another machine) stay. Raises BadInput where there is nothing to publish, or
     where a control cell says that the run's figures are off by more than `limits`.
@@ -126,7 +127,7 @@ def publish(
         shutil.copyfile(output / "records" / entry.file, target / "records" / entry.file)
     if (output / "timing").is_dir():
         shutil.copytree(output / "timing", target / "timing", dirs_exist_ok=True)
-    write_tables(target, limits=limits)
+    return write_tables(target, limits=limits)
 
 
 def remove(output: Path, expected: Iterable[plan.Cell], statuses: set[str]) -> list[Path]:
@@ -150,7 +151,7 @@ def _entries(output: Path, expected: Iterable[plan.Cell]) -> list[Entry]:
 
 
 def timed(entries: Sequence[Entry], folder: Path) -> list[Entry]:
-    """Entries whose `time.vs_full` is what the comparisons of step times in a folder say of them, and `time.rounds`
+    """Entries whose `time.vs_full` is what the comparisons of step times in a folder say of them, and `time.vs_full_rounds`
     what each round does."""
     comparisons = compare.read_comparisons(folder)
     return [_timed(entry, comparisons) for entry in entries] if comparisons else list(entries)
@@ -160,7 +161,9 @@ def _timed(entry: Entry, comparisons: Sequence[Record]) -> Entry:
     if entry.record is None or not entry.record["time"]:
         return entry
     ratio, rounds = compare.vs_full(comparisons, entry.record) or (None, None)
-    return replace(entry, record={**entry.record, "time": {**entry.record["time"], "vs_full": ratio, "rounds": rounds}})
+    return replace(
+        entry, record={**entry.record, "time": {**entry.record["time"], "vs_full": ratio, "vs_full_rounds": rounds}}
+    )
 
 
 def cell_of(record: Record) -> plan.Cell:

@@ -68,9 +68,10 @@ function explain(choice, limits) {
     const like = use.evidence && use.evidence !== use.name ? ` (measured for ${use.evidence})` : "";
     const top = best && best.name !== use.name ? `, ${use.loss.toFixed(3)} from the best, ${best.name}` : choice.best === use.name ? ", the best of all" : `, ${use.loss.toFixed(3)} from the best, ${choice.best}`;
     paragraphs.push(`${proxy} it has ${scored(choice, use)}${like}${top}.`);
+    if (use.tier === null) paragraphs.push("It is not placed in a tier: its scores vary far more over seeds than the others'.");
     if (tied.length) paragraphs.push(`The evidence does not tell ${list(tied.map((m) => m.name))} apart from it in quality; ${tied.length > 1 ? "they need" : "it needs"} no less memory: ${named(tied, need)}.`);
     if (beaten.length) points.push(`Within the limits, but in a lower tier of quality: ${named(beaten, (m) => scored(choice, m))}.`);
-    if (unplaced.length) points.push(`Within the limits, but not placed, as its scores vary far more over seeds than the others': ${named(unplaced, (m) => scored(choice, m))}.`);
+    if (unplaced.length) points.push(`Within the limits, but not placed, as ${unplaced.length > 1 ? "their" : "its"} scores vary far more over seeds than the others': ${named(unplaced, (m) => scored(choice, m))}.`);
   }
   if (out.memory.length) points.push(`Ruled out by memory: ${named(out.memory, need)}.`);
   if (out.time.length) points.push(`Ruled out by step time: ${named(out.time, (m) => `${(1000 * m.seconds).toFixed(0)} ms`)}.`);
