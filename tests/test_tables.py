@@ -321,6 +321,8 @@ def test_readme_is_changed_between_the_marks_only(tmp_path):
         update_readme(readme, "new\n")
         expected = "top\n<!-- leaderboard:begin -->\nnew\n<!-- leaderboard:end -->\nbottom\n"
         assert readme.read_text() == expected
+    with pytest.raises(BadInput, match=r"cannot read .*NONE"):
+        update_readme(tmp_path / "NONE.md", "new")
     readme.write_text("no marks")
     with pytest.raises(BadInput, match="leaderboard:begin"):
         update_readme(readme, "new")

@@ -69,8 +69,11 @@ def _markdown_row(row: Row) -> str:
 
 
 def update_readme(path: Path, markdown: str) -> None:
-    """Put the Markdown between the two leaderboard marks of a file. Raises BadInput where they are missing."""
-    text = path.read_text(encoding="utf-8")
+    """Put the Markdown between the two leaderboard marks of a file. Raises BadInput where they or it are missing."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path}: {error}") from error
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
