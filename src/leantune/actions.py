@@ -230,7 +230,7 @@ def gate(arguments: argparse.Namespace) -> int:
 
 
 def publish(arguments: argparse.Namespace) -> None:
-    from leantune import claims, footprint, tables
+    from leantune import claims, footprint, published_hashes, tables
 
     config, output = _configured(arguments)
     rows = tables.publish(output, arguments.to, plan.expand(config), config["calibration"])
@@ -239,6 +239,7 @@ def publish(arguments: argparse.Namespace) -> None:
     footprint.publish(output, arguments.to)
     if config["claims"]:
         claims.publish(output, arguments.to)
+    published_hashes.write_for(arguments.to)
 
 
 def rerun(arguments: argparse.Namespace) -> None:
