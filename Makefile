@@ -27,7 +27,7 @@ ORACLE := .venv-oracle/.ready
 setup: $(READY)
 
 bench: $(READY)
-	$(BIN)/python -m leantune.bench $(ARGS)
+	$(BIN)/python -m leantune.workflow.launch $(ARGS)
 
 # Two processes, a file at a time each: the tests take one thread and less than 2 GB apiece.
 test: $(READY)
@@ -81,7 +81,7 @@ benchmarks: $(READY)
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' --benchmark-json=runs/benchmarks.json -s $(ARGS)
 
 smoke: $(READY)
-	$(BIN)/python -m leantune.bench --configfile config/smoke.yaml $(ARGS)
+	$(BIN)/python -m leantune.workflow.launch --configfile config/smoke.yaml $(ARGS)
 
 lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
 lint: $(READY)

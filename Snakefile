@@ -1,8 +1,8 @@
 # The DAG: a cell per (model, task, method, seed), then the tables, the gate, and what was reproduced.
 # config/ says what to run, profiles/ how. Every shell line is one `python -m leantune` command, and every word in it
 # that comes from a config is quoted.
-from leantune.dag import PATTERN, TRIAL, Jobs
-from leantune.tune import CHOICE
+from leantune.workflow.jobs import PATTERN, TRIAL, Jobs
+from leantune.spec.trials import CHOICE
 
 
 configfile: "config/config.yaml"

@@ -1,8 +1,8 @@
 """CAME's step against came-pytorch on the shapes of bert-base, one thread.
 
-The goal is a ratio of 4 and a transient of 5 % of the largest tensor. Time is process time, since a benchmark shares
-its machine; the two steps take turns. The ratio of the fastest rounds is that of an undisturbed machine, the ratio of
-medians that of the one at hand; no time is asserted.
+The goal is a ratio of 4 and a transient of 5 % of the largest tensor. Time is process time, since a
+benchmark shares its machine; the two steps take turns. The ratio of the fastest rounds is that of
+an undisturbed machine, the ratio of medians that of the one at hand; no time is asserted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from leantune.meter.tensors import TensorMeter
-from leantune.registry import load_method
+from leantune.training.stack import load_method
 
 CAME = sys.modules[load_method("came").__module__].CAME
 
@@ -80,7 +80,10 @@ def test_transient_of_the_step(benchmark: Any, name: str) -> None:
     with meter:
         meter.track(params, "weights")
         meter.track([p.grad for p in params], "gradients")
-        meter.track([t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)], "optimizer")
+        meter.track(
+            [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)],
+            "optimizer",
+        )
         meter.mark("optimizer")
         benchmark.pedantic(optimizer.step, rounds=1)
     largest = max(p.nbytes for p in params)

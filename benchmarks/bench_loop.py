@@ -1,7 +1,9 @@
-"""Our training loop against a bare hand-written one and the `transformers` Trainer, on the same batches.
+"""Our training loop against a bare hand-written one and the `transformers` Trainer, on the same
+batches.
 
-Run: pytest benchmarks/bench_loop.py. Real MiniLM, 16 x 48 tokens of `sentiment`, bf16, one thread. Rounds of the
-three alternate, so a busy machine slows all; `extra_info` holds median seconds a step and the ratios to ours.
+Run: pytest benchmarks/bench_loop.py. Real MiniLM, 16 x 48 tokens of `sentiment`, bf16, one thread.
+Rounds of the three alternate, so a busy machine slows all; `extra_info` holds median seconds a step
+and the ratios to ours.
 """
 
 from __future__ import annotations
@@ -15,33 +17,36 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
-from leantune import data as task_data
-from leantune import models, registry
 from leantune.api import Batch, Context, is_head, mark_head
-from leantune.stack import Stack
-from leantune.train import Schedule, train
+from leantune.data import collate
+from leantune.data import load as task_data
+from leantune.models.load import load_model, load_tokenizer
+from leantune.spec import plugins
+from leantune.spec.stacks import parse_stack
+from leantune.training.loop import Schedule, train
+from leantune.training.stack import Stack
 
 STEPS, ROUNDS = 12, 5
 RATE, HEAD_RATE = 2e-4, 1e-3
 
 
 def load_batches() -> list[Batch]:
-    task = registry.get("tasks", "sentiment")
-    tokenizer = models.load_tokenizer(registry.get("models", "minilm-l6").spec)
+    task = plugins.get("tasks", "sentiment")
+    tokenizer = load_tokenizer(plugins.get("models", "minilm-l6").spec)
     data = task_data.load_data({**task.spec, "folder": task.folder}, tokenizer, 48)
     assert data.collate is not None
-    return list(task_data.batches(data.train, data.collate, 16, STEPS, 0, True))
+    return list(collate.batches(data.train, data.collate, 16, STEPS, 0, True))
 
 
 def fresh_model() -> torch.nn.Module:
-    model = models.load_model(registry.get("models", "minilm-l6").spec, "classification", 2, 0)
+    model = load_model(plugins.get("models", "minilm-l6").spec, "classification", 2, 0)
     mark_head(model, "classification")
     return model.train()
 
 
 def ours(batches: list[Batch], folder: Path) -> float:
     model = fresh_model()
-    stack = Stack(registry.parse_stack("full", "classification"))
+    stack = Stack(parse_stack("full", "classification"))
     ctx = Context("classification", "bert", STEPS, HEAD_RATE, 0, "cpu", 16, 48, folder)
     started = time.perf_counter()
     train(model, stack, itertools.cycle(batches), Schedule(STEPS, "bf16"), ctx)
@@ -78,12 +83,25 @@ class Clock(TrainerCallback):
 def trainer(batches: list[Batch], folder: Path) -> float:
     clock = Clock()
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=1, learning_rate=RATE, bf16=True,
-        max_grad_norm=0.0, optim="adamw_torch_fused", report_to=[], save_strategy="no", logging_strategy="no",
-        disable_tqdm=True, use_cpu=True,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=1,
+        learning_rate=RATE,
+        bf16=True,
+        max_grad_norm=0.0,
+        optim="adamw_torch_fused",
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
     Trainer(
-        fresh_model(), arguments, train_dataset=batches, data_collator=lambda one: one[0], callbacks=[clock]
+        fresh_model(),
+        arguments,
+        train_dataset=batches,
+        data_collator=lambda one: one[0],
+        callbacks=[clock],
     ).train()
     return clock.seconds
 

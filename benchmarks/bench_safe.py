@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from leantune.api import Context, mark_head
-from leantune.registry import load_method, parse_stack
+from leantune.spec.stacks import parse_stack
+from leantune.training.stack import load_method
 
 LAYERS, WIDTH, BATCH, LENGTH = 6, 384, 16, 48  # MiniLM's shapes
 
@@ -27,13 +28,18 @@ class Step:
     def __init__(self, prefix: int, cache: Path) -> None:
         torch.manual_seed(0)
         config = BertConfig(
-            hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=12, intermediate_size=4 * WIDTH
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=12,
+            intermediate_size=4 * WIDTH,
         )
         self.model: nn.Module = BertForSequenceClassification(config).train()
         mark_head(self.model, "classification")
         (part,) = parse_stack("safe@plain", "classification", {"safe.prefix": prefix})
         plugin = load_method("safe")(part.params)
-        ctx = Context("classification", "bert", 10, 1e-3, 0, "cpu", BATCH, LENGTH, cache, probe=True)
+        ctx = Context(
+            "classification", "bert", 10, 1e-3, 0, "cpu", BATCH, LENGTH, cache, probe=True
+        )
         plugin.attach(self.model, None, ctx)
         self.optimizer = plugin.optimizer(plugin.parameter_groups(self.model, ctx), ctx)
         self.ids: Tensor = torch.randint(0, 30000, (BATCH, LENGTH))

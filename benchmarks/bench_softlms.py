@@ -1,8 +1,10 @@
-"""SoftLMs' exported encoder at bert-base shapes against the dense one, for both readings of "50 % fewer". One thread.
+"""SoftLMs' exported encoder at bert-base shapes against the dense one, for both readings of "50 %
+fewer". One thread.
 
-Run: pytest benchmarks/bench_softlms.py. Speed is a matter of shapes, so the weights are random and the ranks
-uniform; the paper's 1.33x to 1.72x was measured on other hardware. Rounds alternate; `extra_info` holds the
-median CPU seconds, the share of parameters kept and the speed-up, the median of dense over exported by round.
+Run: pytest benchmarks/bench_softlms.py. Speed is a matter of shapes, so the weights are random and
+the ranks uniform; the paper's 1.33x to 1.72x was measured on other hardware. Rounds alternate;
+`extra_info` holds the median CPU seconds, the share of parameters kept and the speed-up, the median
+of dense over exported by round.
 """
 
 from __future__ import annotations
@@ -18,16 +20,22 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from leantune.api import Context, mark_head
-from leantune.registry import load_method, parse_stack
+from leantune.spec.stacks import parse_stack
+from leantune.training.stack import load_method
 
 LAYERS, BATCH, LENGTH, ROUNDS = 2, 8, 128, 7  # two of bert-base's twelve identical layers
-SHARES = {"linears": 0.5, "total": 0.3555}  # of the encoder's linears: half of them; half of bert-base in all
+SHARES = {
+    "linears": 0.5,
+    "total": 0.3555,
+}  # of the encoder's linears: half of them; half of bert-base in all
 
 
 def encoder(share: float | None, cache: Path) -> nn.Module:
     """bert-base layers: dense, or factored to `share` of the parameters of their linears."""
     torch.manual_seed(0)
-    model: nn.Module = BertForSequenceClassification(BertConfig(vocab_size=1000, num_hidden_layers=LAYERS))
+    model: nn.Module = BertForSequenceClassification(
+        BertConfig(vocab_size=1000, num_hidden_layers=LAYERS)
+    )
     mark_head(model, "classification")
     if share is not None:
         (part,) = parse_stack("softlms@stage2", "classification", {"softlms.budget": share})
@@ -54,7 +62,9 @@ def test_exported_encoder_against_dense(benchmark: Any, tmp_path: Path, reading:
 
     benchmark.pedantic(each_once, rounds=ROUNDS, warmup_rounds=1)
     kept = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    ratio = statistics.median(d / e for d, e in zip(seconds["dense"], seconds["exported"], strict=True))
+    ratio = statistics.median(
+        d / e for d, e in zip(seconds["dense"], seconds["exported"], strict=True)
+    )
     benchmark.extra_info.update(
         {
             "seconds": {name: statistics.median(s) for name, s in seconds.items()},

@@ -1,8 +1,8 @@
 """SVFit's whole-model training step against peft's LoRA r=8, at bert-base widths. One thread.
 
-Run: pytest benchmarks/bench_svfit.py. Rounds of the three alternate and CPU time is read, since machines are busy;
-`extra_info` holds the median CPU seconds and, for SVFit with r = d and r = 64, the median of the paired ratios.
-Goals: r = d within 1.25 of LoRA's step, r = 64 within 1.02.
+Run: pytest benchmarks/bench_svfit.py. Rounds of the three alternate and CPU time is read, since
+machines are busy; `extra_info` holds the median CPU seconds and, for SVFit with r = d and r = 64,
+the median of the paired ratios. Goals: r = d within 1.25 of LoRA's step, r = 64 within 1.02.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from leantune.api import Context, mark_head
-from leantune.registry import load_method, parse_stack
+from leantune.spec.stacks import parse_stack
+from leantune.training.stack import load_method
 
 LAYERS, WIDTH, BATCH, LENGTH, ROUNDS = 2, 768, 4, 128, 9  # bert-base's layer, two of its twelve
 
@@ -28,11 +29,15 @@ class Step:
 
     def __init__(self, name: str, cache: Path) -> None:
         torch.manual_seed(0)
-        config = BertConfig(vocab_size=1000, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=12)
+        config = BertConfig(
+            vocab_size=1000, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=12
+        )
         model: nn.Module = BertForSequenceClassification(config).train()
         mark_head(model, "classification")
         if name == "lora":
-            lora = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], task_type="SEQ_CLS")
+            lora = LoraConfig(
+                r=8, lora_alpha=16, target_modules=["query", "value"], task_type="SEQ_CLS"
+            )
             self.model: nn.Module = get_peft_model(model, lora)
             self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
                 [p for p in self.model.parameters() if p.requires_grad], fused=True

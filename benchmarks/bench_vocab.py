@@ -1,4 +1,5 @@
-"""Vocabulary pruning's own work: counting the data's tokens, and looking rows up in place of remapping. One thread.
+"""Vocabulary pruning's own work: counting the data's tokens, and looking rows up in place of
+remapping. One thread.
 
 The goal is a million tokens a second or more.
 """
@@ -14,7 +15,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from leantune.registry import load_method
+from leantune.training.stack import load_method
 
 COUNTING = sys.modules[load_method("vocab_pruning").__module__.replace(".method", ".vocabulary")]
 TOKENS, LENGTH, FULL = 2_048_000, 128, 250_002  # XLM-R's vocabulary
@@ -34,7 +35,9 @@ def ids() -> np.ndarray:
 
 
 def report(benchmark: Any) -> None:
-    benchmark.extra_info.update(tokens_per_second=round(TOKENS / benchmark.stats["median"]), goal=1_000_000)
+    benchmark.extra_info.update(
+        tokens_per_second=round(TOKENS / benchmark.stats["median"]), goal=1_000_000
+    )
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])

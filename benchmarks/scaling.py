@@ -1,8 +1,11 @@
-"""How the suite grows with the grid: `python benchmarks/scaling.py [--cells 1000,3000,10000] [--out FILE]`.
+"""How the suite grows with the grid: `python benchmarks/scaling.py [--cells 1000,3000,10000] [--out
+FILE]`.
 
-A grid of toy methods is planned and run by the real Snakefile; its cells are replaced by a stub that writes an empty
-record at once, so what is measured is the suite's and Snakemake's own work. Tables and the report are then built from as many sample records. Prints a Markdown table; the last column is the exponent of growth
-between the smallest and the largest grid, 1 where time is proportional to cells. Wants an idle machine.
+A grid of toy methods is planned and run by the real Snakefile; its cells are replaced by a stub
+that writes an empty record at once, so what is measured is the suite's and Snakemake's own work.
+Tables and the report are then built from as many sample records. Prints a Markdown table; the last
+column is the exponent of growth between the smallest and the largest grid, 1 where time is
+proportional to cells. Wants an idle machine.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from sample_records import ok  # noqa: E402
 
-from leantune import plan  # noqa: E402
-from leantune.record import write_json  # noqa: E402
+from leantune.files.record import write_json  # noqa: E402
+from leantune.spec.config import expand, load_config  # noqa: E402
 
 METHODS, SEEDS = 10, 5  # of a group; the number of groups grows with the grid
 EXAMPLES = 200  # predictions in a record
@@ -47,13 +50,25 @@ def project(folder: Path, cells: int) -> int:
     for name in methods:
         home = folder / "plugins" / "methods" / name
         home.mkdir(parents=True)
-        spec = {"name": name, "summary": "A toy that trains everything.", "slot": "adaptation", "params": {"lr": 1e-4}}
+        spec = {
+            "name": name,
+            "summary": "A toy that trains everything.",
+            "slot": "adaptation",
+            "params": {"lr": 1e-4},
+        }
         (home / "method.yaml").write_text(yaml.safe_dump(spec))
         (home / "method.py").write_text(METHOD)
-    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": methods, "seeds": list(range(SEEDS))}
+    block = {
+        "models": ["minilm-l6"],
+        "tasks": ["sentiment"],
+        "methods": methods,
+        "seeds": list(range(SEEDS)),
+    }
     grid = [{**block, "set": {"task.steps": 10 + number}} for number in range(blocks)]
     (folder / "config").mkdir()
-    (folder / "config" / "config.yaml").write_text(yaml.safe_dump({"output": "out", "device": "cpu", "cells": grid}))
+    (folder / "config" / "config.yaml").write_text(
+        yaml.safe_dump({"output": "out", "device": "cpu", "cells": grid})
+    )
     (folder / "bin").mkdir()
     (folder / "bin" / "python").write_text(STUB)
     (folder / "bin" / "python").chmod(0o755)
@@ -66,7 +81,9 @@ def seconds(folder: Path, *words: str, stub: bool = False) -> tuple[float, float
     environment = {**os.environ, "LEANTUNE_PLUGINS": str(folder / "plugins"), "PATH": path}
     with (folder / "log.txt").open("ab") as log:
         started = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", *words], cwd=folder, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words], cwd=folder, env=environment, stdout=log, stderr=log
+        )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - started
     if status:
@@ -79,12 +96,21 @@ def write_records(folder: Path) -> None:
     os.environ["LEANTUNE_PLUGINS"] = str(folder / "plugins")
     draw = random.Random(0)
     references = [float(draw.random() < 0.5) for _ in range(EXAMPLES)]
-    for cell in plan.expand(plan.load_config(folder / "config" / "config.yaml")):
+    for cell in expand(load_config(folder / "config" / "config.yaml")):
         right = [draw.random() < 0.8 for _ in range(EXAMPLES)]
-        predictions = [one if good else 1 - one for one, good in zip(references, right, strict=True)]
-        found = ok(cell.method, cell.seed, quality=sum(right) / EXAMPLES, predictions=predictions,
-                   references=references, key={**cell.key, "samples": "abc"}, hashes=cell.hashes,
-                   command=shlex.join(cell.command()))  # fmt: skip
+        predictions = [
+            one if good else 1 - one for one, good in zip(references, right, strict=True)
+        ]
+        found = ok(
+            cell.method,
+            cell.seed,
+            quality=sum(right) / EXAMPLES,
+            predictions=predictions,
+            references=references,
+            key={**cell.key, "samples": "abc"},
+            hashes=cell.hashes,
+            command=shlex.join(cell.command()),
+        )
         found["key"]["short"] = cell.key["short"]
         write_json(folder / "out" / cell.record_path, found)
 
@@ -92,7 +118,16 @@ def write_records(folder: Path) -> None:
 def measure(cells: int, folder: Path) -> dict[str, float]:
     """The figures of one grid, by the row of the table."""
     cells = project(folder, cells)
-    snakemake = ("snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", "--quiet", "--until", "cell")
+    snakemake = (
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--cores",
+        "1",
+        "--quiet",
+        "--until",
+        "cell",
+    )
     _, planned, memory = seconds(folder, *snakemake, "--dry-run")
     found = {"cells": cells, "DAG, CPU seconds": planned, "DAG, peak MiB": memory}
     ran = seconds(folder, *snakemake, stub=True)[1]
@@ -113,10 +148,14 @@ def markdown(columns: list[dict[str, float]]) -> str:
     names = [name for name in columns[0] if name != "cells"]
     first, last = columns[0], columns[-1]
     span = math.log(last["cells"] / first["cells"]) if len(columns) > 1 else math.nan
-    lines = ["| | " + " | ".join(f"{column['cells']:,} cells" for column in columns) + " | exponent |"]
+    lines = [
+        "| | " + " | ".join(f"{column['cells']:,} cells" for column in columns) + " | exponent |"
+    ]
     lines.append("|---" * (len(columns) + 2) + "|")
     for name in names:
-        grown = math.log(max(last[name], 1e-9) / max(first[name], 1e-9)) / span if span else math.nan
+        grown = (
+            math.log(max(last[name], 1e-9) / max(first[name], 1e-9)) / span if span else math.nan
+        )
         numbers = " | ".join(f"{column[name]:,.1f}" for column in columns)
         lines.append(f"| {name} | {numbers} | {grown:.2f} |")
     return "\n".join(lines) + "\n"
@@ -128,14 +167,20 @@ def sizes(text: str) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cells", type=sizes, default="1000,3000,10000", help="of the grids (1000,3000,10000)")
+    parser.add_argument(
+        "--cells", type=sizes, default="1000,3000,10000", help="of the grids (1000,3000,10000)"
+    )
     parser.add_argument("--out", type=Path, help="also write the table here")
     arguments = parser.parse_args()
     columns = []
     for cells in arguments.cells:
         with tempfile.TemporaryDirectory() as folder:
             columns.append(measure(cells, Path(folder)))
-        print({name: round(value, 1) for name, value in columns[-1].items()}, file=sys.stderr, flush=True)
+        print(
+            {name: round(value, 1) for name, value in columns[-1].items()},
+            file=sys.stderr,
+            flush=True,
+        )
     text = markdown(columns)
     print(text)
     if arguments.out:

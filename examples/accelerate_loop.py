@@ -19,9 +19,13 @@ collate = DataCollatorWithPadding(tokenizer)
 
 accelerator = Accelerator()
 handle = leantune.apply(
-    model.to(accelerator.device), "vocab_pruning+lora", data=splits, steps=STEPS, tokenizer=tokenizer,
+    model.to(accelerator.device),
+    "vocab_pruning+lora",
+    data=splits,
+    steps=STEPS,
+    tokenizer=tokenizer,
     settings={"lora.rank": 16, "lora.alpha": 32},
-)  # fmt: skip
+)
 model, optimizer, scheduler, loader, test = accelerator.prepare(
     handle.model,
     handle.optimizer(),
@@ -34,7 +38,9 @@ model, optimizer, scheduler, loader, test = accelerator.prepare(
 def accuracy(model: torch.nn.Module) -> float:
     model.eval()
     with torch.no_grad():
-        right = sum(int((model(**batch).logits.argmax(-1) == batch["labels"]).sum()) for batch in test)
+        right = sum(
+            int((model(**batch).logits.argmax(-1) == batch["labels"]).sum()) for batch in test
+        )
     return right / len(splits["test"])
 
 
@@ -48,5 +54,7 @@ for batch in loader:
 
 trained = sum(p.numel() for p in handle.model.parameters() if p.requires_grad)
 print(f"trained   {trained:,} parameters")
-print(f"kept      {handle.details['vocabulary']['kept']:,} of {handle.details['vocabulary']['full']:,} tokens")
+print(
+    f"kept      {handle.details['vocabulary']['kept']:,} of {handle.details['vocabulary']['full']:,} tokens"
+)
 print(f"after     accuracy {accuracy(handle.export(sys.argv[1])):.3f}")

@@ -17,7 +17,12 @@ model, tokenizer, splits = load()
 collate = DataCollatorWithPadding(tokenizer)
 
 handle = leantune.apply(
-    model, "vocab_pruning+svfit+came", data=splits, steps=STEPS, tokenizer=tokenizer, settings=SETTINGS
+    model,
+    "vocab_pruning+svfit+came",
+    data=splits,
+    steps=STEPS,
+    tokenizer=tokenizer,
+    settings=SETTINGS,
 )
 
 
@@ -40,8 +45,15 @@ for batch in DataLoader(splits["train"].select(range(STEPS * BATCH)), BATCH, col
     optimizer.zero_grad()
 
 trained = sum(p.numel() for p in handle.model.parameters() if p.requires_grad)
-states = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor))
+states = sum(
+    t.nbytes
+    for state in optimizer.state.values()
+    for t in state.values()
+    if isinstance(t, torch.Tensor)
+)
 print(f"trained   {trained:,} parameters, {states / 2**20:.1f} MiB of optimizer states")
-print(f"kept      {handle.details['vocabulary']['kept']:,} of {handle.details['vocabulary']['full']:,} tokens")
+print(
+    f"kept      {handle.details['vocabulary']['kept']:,} of {handle.details['vocabulary']['full']:,} tokens"
+)
 handle.export(sys.argv[1])
 print(f"after     accuracy {accuracy(leantune.load(sys.argv[1])):.3f}")

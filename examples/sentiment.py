@@ -4,18 +4,26 @@ Yours come from `from_pretrained("...")` and `load_dataset("...")`.
 """
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from leantune import data, registry, sources
+from leantune.data.load import load_rows
+from leantune.fetch import source
+from leantune.spec import plugins
 
 
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, DatasetDict]:
-    """MiniLM with a head drawn from torch's generator, and 1,000 training and 300 test snippets of films, tokenized."""
-    checkpoint = sources.fetch(registry.get("models", "minilm-l6").spec["source"])
+    """MiniLM with a head drawn from torch's generator, and 1,000 training and 300 test snippets of
+    films, tokenized."""
+    checkpoint = source.fetch(plugins.get("models", "minilm-l6").spec["source"])
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
-    task = registry.get("tasks", "sentiment")
-    rows = data.load_rows({**task.spec, "folder": task.folder})["all"]  # columns text and label
+    task = plugins.get("tasks", "sentiment")
+    rows = load_rows({**task.spec, "folder": task.folder})["all"]  # columns text and label
     texts = Dataset.from_dict(rows).shuffle(seed=0).select(range(1300))
     examples = texts.map(
         lambda row: {
@@ -24,5 +32,7 @@ def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, DatasetDict]:
         },
         remove_columns=["text", "label"],
     )
-    splits = DatasetDict(train=examples.select(range(1000)), test=examples.select(range(1000, 1300)))
+    splits = DatasetDict(
+        train=examples.select(range(1000)), test=examples.select(range(1000, 1300))
+    )
     return model, tokenizer, splits

@@ -1,4 +1,5 @@
-"""SAFE, which freezes adapters on the way, under the transformers Trainer: python examples/trainer.py FOLDER"""
+"""SAFE, which freezes adapters on the way, under the transformers Trainer: python
+examples/trainer.py FOLDER"""
 
 import sys
 
@@ -14,19 +15,29 @@ SETTINGS = {"safe.lr": 3e-3}  # few steps want a higher rate than the default 1e
 set_seed(0)
 model, tokenizer, splits = load()
 
-handle = leantune.apply(model, "safe", data=splits, steps=STEPS, tokenizer=tokenizer, settings=SETTINGS)
+handle = leantune.apply(
+    model, "safe", data=splits, steps=STEPS, tokenizer=tokenizer, settings=SETTINGS
+)
 
 arguments = TrainingArguments(
-    f"{sys.argv[1]}/trainer", max_steps=STEPS, per_device_train_batch_size=16, per_device_eval_batch_size=50,
-    warmup_steps=4, save_strategy="no", report_to=[], disable_tqdm=True,
-)  # fmt: skip
+    f"{sys.argv[1]}/trainer",
+    max_steps=STEPS,
+    per_device_train_batch_size=16,
+    per_device_eval_batch_size=50,
+    warmup_steps=4,
+    save_strategy="no",
+    report_to=[],
+    disable_tqdm=True,
+)
 trainer = Trainer(
     handle.model,
     arguments,
     data_collator=DataCollatorWithPadding(tokenizer),
     train_dataset=splits["train"],
     eval_dataset=splits["test"],
-    compute_metrics=lambda found: {"accuracy": float(np.mean(found.predictions.argmax(-1) == found.label_ids))},
+    compute_metrics=lambda found: {
+        "accuracy": float(np.mean(found.predictions.argmax(-1) == found.label_ids))
+    },
     optimizers=(handle.optimizer(), None),
     callbacks=handle.callbacks(),
 )

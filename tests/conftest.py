@@ -20,9 +20,10 @@ def own_lock(tmp_path, monkeypatch):
 @pytest.fixture
 def minilm():
     """A fresh real MiniLM for two-class sequence classification, its head marked, in eval mode."""
-    from leantune import models, registry
     from leantune.api import mark_head
+    from leantune.models.load import load_model
+    from leantune.spec import plugins
 
-    model = models.load_model(registry.get("models", "minilm-l6").spec, "classification", 2, 0)
+    model = load_model(plugins.get("models", "minilm-l6").spec, "classification", 2, 0)
     mark_head(model, "classification")
     return model.eval()

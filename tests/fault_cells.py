@@ -1,8 +1,10 @@
-"""A folder of small cells for the fault tests: a model of four thin layers, two dozen sentences, and a method that fails
-in the way and at the place that a test chooses. Every process is real; only the cells are small.
+"""A folder of small cells for the fault tests: a model of four thin layers, two dozen sentences,
+and a method that fails in the way and at the place that a test chooses. Every process is real; only
+the cells are small.
 
-The method is `full` with dropout. Its setting `fault` is what happens and `at` where: the name of a phase, as the worker
-marks it, or `step N`. The fault strikes while the file `$FAULT` exists, so that the same cell is whole without it.
+The method is `full` with dropout. Its setting `fault` is what happens and `at` where: the name of a
+phase, as the worker marks it, or `step N`. The fault strikes while the file `$FAULT` exists, so
+that the same cell is whole without it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import psutil
 import yaml
 from tests.small import WORDS, small_model
 
-from leantune import record
+from leantune.files import record
 
 STEPS = 6
 METHOD = """
@@ -149,9 +151,13 @@ class Cells:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self.environment = {
-            **os.environ, "LEANTUNE_PLUGINS": str(plugins), "TMPDIR": str(self.temporary), "FAULT": str(self.fault),
-            "LEANTUNE_CACHE": str(folder / "cache"), "LEANTUNE_LEASES": str(folder / "leases"),
-        }  # fmt: skip
+            **os.environ,
+            "LEANTUNE_PLUGINS": str(plugins),
+            "TMPDIR": str(self.temporary),
+            "FAULT": str(self.fault),
+            "LEANTUNE_CACHE": str(folder / "cache"),
+            "LEANTUNE_LEASES": str(folder / "leases"),
+        }
 
     @staticmethod
     def _save_model(folder: Path) -> None:
@@ -162,15 +168,26 @@ class Cells:
         model.save_pretrained(weights)
         (folder / "vocab.txt").write_text("\n".join(WORDS))
         BertTokenizer(str(folder / "vocab.txt")).save_pretrained(weights)
-        known = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        known = (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+        )
         spec = {
-            "name": "tiny", "summary": "Four thin layers with random weights.", "family": "bert",
-            "source": {"local": "weights"}, "kinds": ["classification"],
+            "name": "tiny",
+            "summary": "Four thin layers with random weights.",
+            "family": "bert",
+            "source": {"local": "weights"},
+            "kinds": ["classification"],
             "parameters": sum(p.numel() for p in model.parameters()),
             "architecture": {
-                "model_type": "bert", "max_position_embeddings": 32, **{k: getattr(model.config, k) for k in known}
+                "model_type": "bert",
+                "max_position_embeddings": 32,
+                **{k: getattr(model.config, k) for k in known},
             },
-        }  # fmt: skip
+        }
         (folder / "tiny.yaml").write_text(yaml.safe_dump(spec))
 
     def words(
@@ -185,24 +202,46 @@ class Cells:
     ) -> list[str]:
         """The command of a cell without `--out`."""
         settings = {"at": at, "fault": fault, **more} if method == "faulty" else more
-        sets = [w for k, v in settings.items() for w in ("--set", f"{k if '.' in k else 'faulty.' + k}={v}")]
-        cell = ["--model", "tiny", "--task", "words", "--method", method, "--seed", str(seed), "--device", device]
+        sets = [
+            w
+            for k, v in settings.items()
+            for w in ("--set", f"{k if '.' in k else 'faulty.' + k}={v}")
+        ]
+        cell = [
+            "--model",
+            "tiny",
+            "--task",
+            "words",
+            "--method",
+            method,
+            "--seed",
+            str(seed),
+            "--device",
+            device,
+        ]
         return ["run", *cell, *sets]
 
     def start(self, words: list[str]) -> subprocess.Popen[str]:
         """The command in an interpreter of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "leantune", *map(str, words)],
-            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def run(self, words: list[str], **environment: str) -> Done:
         """The finished command, forked from the host. What it said goes to the test's output."""
         if self._host is None:
             self._host = subprocess.Popen(
-                [sys.executable, "-m", "tests.fault_host"], cwd=Path(__file__).resolve().parents[1],
-                env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
+                [sys.executable, "-m", "tests.fault_host"],
+                cwd=Path(__file__).resolve().parents[1],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         assert self._host.stdin is not None
         assert self._host.stdout is not None
         said = self.folder / "said.txt"
@@ -247,7 +286,9 @@ class Cells:
         blocks = [{"models": ["tiny"], "tasks": ["words"], **block} for block in cells]
         file = self.folder / "config" / "config.yaml"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({"output": str(self.output), "device": "cpu", "cells": blocks, **more}))
+        file.write_text(
+            json.dumps({"output": str(self.output), "device": "cpu", "cells": blocks, **more})
+        )
         return file
 
 
@@ -256,8 +297,12 @@ def workers_below(temporary: Path) -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
-            is_worker = "leantune.worker" in [process.name(), *process.cmdline()]
-            if is_worker and process.status() != "zombie" and process.environ().get("TMPDIR") == str(temporary):
+            is_worker = "leantune.run.worker" in [process.name(), *process.cmdline()]
+            if (
+                is_worker
+                and process.status() != "zombie"
+                and process.environ().get("TMPDIR") == str(temporary)
+            ):
                 found.append(process.pid)
         except psutil.Error:  # ended meanwhile
             continue

@@ -1,7 +1,9 @@
-"""A process that has imported everything and forks `leantune` commands, so that a fault test takes a second, not ten.
+"""A process that has imported everything and forks `leantune` commands, so that a fault test takes
+a second, not ten.
 
-Supervisor and worker are real processes with real signals, files and limits; only starting a fresh interpreter is left
-out. Tests that are about just that start a real command instead. Reads a job a line, answers with its exit status.
+Supervisor and worker are real processes with real signals, files and limits; only starting a fresh
+interpreter is left out. Tests that are about just that start a real command instead. Reads a job a
+line, answers with its exit status.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from leantune import cell, cli, worker
+from leantune.cli import parser
+from leantune.run import supervisor, worker
 
 
 class ForkedWorker:
@@ -77,10 +80,10 @@ def _end(what: Callable[[], int]) -> None:
 
 def _command(job: dict[str, Any]) -> int:
     tempfile.tempdir = None  # TMPDIR may be another
-    cell.subprocess = SimpleNamespace(  # type: ignore[assignment]
+    supervisor.subprocess = SimpleNamespace(  # type: ignore[assignment]
         Popen=ForkedWorker, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
     )
-    return cli.main(job["words"])
+    return parser.main(job["words"])
 
 
 def main() -> None:

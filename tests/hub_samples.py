@@ -1,4 +1,5 @@
-"""Small data sets with the files, columns, features and front matter of the hub's repositories, random words in them."""
+"""Small data sets with the files, columns, features and front matter of the hub's repositories,
+random words in them."""
 
 from __future__ import annotations
 
@@ -57,9 +58,12 @@ def sentence(generator: random.Random, words: int = 9) -> str:
     return " ".join(generator.choices(_WORDS, k=words)).capitalize() + "."
 
 
-def write_repository(folder: Path, configs: dict[str, dict[str, datasets.Dataset]], skip: tuple[str, ...] = ()) -> None:
-    """Parquet files and a README.md that declares them, as a push to the hub makes them; the files of the configs in
-    `skip` are declared and left out. The files carry no features of `datasets`, so those of the README count."""
+def write_repository(
+    folder: Path, configs: dict[str, dict[str, datasets.Dataset]], skip: tuple[str, ...] = ()
+) -> None:
+    """Parquet files and a README.md that declares them, as a push to the hub makes them; the files
+    of the configs in `skip` are declared and left out. The files carry no features of `datasets`,
+    so those of the README count."""
     infos, declared = [], []
     for config, splits in configs.items():
         features = next(iter(splits.values())).features
@@ -77,17 +81,28 @@ def write_repository(folder: Path, configs: dict[str, dict[str, datasets.Dataset
 
 
 def _classified(
-    columns: tuple[str, ...], names: list[str] | None, split: str, generator: random.Random, with_idx: bool
+    columns: tuple[str, ...],
+    names: list[str] | None,
+    split: str,
+    generator: random.Random,
+    with_idx: bool,
 ) -> datasets.Dataset:
     """GLUE hides the labels of its test splits: they are -1."""
     count = SIZES[split.partition("_")[0]]
-    rows: dict[str, list[Any]] = {column: [sentence(generator) for _ in range(count)] for column in columns}
+    rows: dict[str, list[Any]] = {
+        column: [sentence(generator) for _ in range(count)] for column in columns
+    }
     if with_idx and split.startswith("test"):
         rows["label"] = [-1] * count
     else:
-        rows["label"] = [i % len(names) if names else round(generator.uniform(0, 5), 2) for i in range(count)]
+        rows["label"] = [
+            i % len(names) if names else round(generator.uniform(0, 5), 2) for i in range(count)
+        ]
     label = datasets.ClassLabel(names=names) if names else datasets.Value("float32")
-    features: dict[str, Any] = {**{column: datasets.Value("string") for column in columns}, "label": label}
+    features: dict[str, Any] = {
+        **{column: datasets.Value("string") for column in columns},
+        "label": label,
+    }
     if with_idx:
         rows["idx"], features["idx"] = list(range(count)), datasets.Value("int32")
     return datasets.Dataset.from_dict(rows, datasets.Features(features))
@@ -95,12 +110,17 @@ def _classified(
 
 def _articles(lines: int, generator: random.Random) -> datasets.Dataset:
     """Lines as WikiText has them: a heading, empty lines, paragraphs that end with a line end."""
-    kinds = [lambda: "", lambda: f" = {sentence(generator, 2)} = \n", lambda: f" {sentence(generator, 60)} \n"]
+    kinds = [
+        lambda: "",
+        lambda: f" = {sentence(generator, 2)} = \n",
+        lambda: f" {sentence(generator, 60)} \n",
+    ]
     return datasets.Dataset.from_dict({"text": [kinds[i % 3]() for i in range(lines)]})
 
 
 def write_mirror(root: Path) -> None:
-    """`nyu-mll/glue`, `facebook/xnli` (English) and `Salesforce/wikitext` (version 2, raw) below `root`."""
+    """`nyu-mll/glue`, `facebook/xnli` (English) and `Salesforce/wikitext` (version 2, raw) below
+    `root`."""
     generator = random.Random(0)
     glue = {
         config: {split: _classified(columns, names, split, generator, True) for split in splits}
@@ -110,12 +130,15 @@ def write_mirror(root: Path) -> None:
     languages = ("all_languages", "ar", "en")
     xnli = {
         language: {
-            split: _classified(("premise", "hypothesis"), _INFERENCE, split, generator, False) for split in _PLAIN
+            split: _classified(("premise", "hypothesis"), _INFERENCE, split, generator, False)
+            for split in _PLAIN
         }
         for language in languages
     }
     write_repository(root / "datasets/facebook/xnli", xnli, skip=("all_languages", "ar"))
     configs = ("wikitext-103-raw-v1", "wikitext-2-raw-v1")
     lines = {"test": 60, "train": 300, "validation": 60}
-    wikitext = {c: {split: _articles(count, generator) for split, count in lines.items()} for c in configs}
+    wikitext = {
+        c: {split: _articles(count, generator) for split, count in lines.items()} for c in configs
+    }
     write_repository(root / "Salesforce/wikitext", wikitext, skip=configs[:1])

@@ -7,7 +7,8 @@ import re
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """As much of the hub's protocol as a snapshot needs. A push makes a commit and moves the branch `main`."""
+    """As much of the hub's protocol as a snapshot needs. A push makes a commit and moves the branch
+    `main`."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -24,7 +25,11 @@ class Hub(http.server.ThreadingHTTPServer):
         return commit
 
     def commit(self, repository, revision):
-        return revision if (repository, revision) in self.commits else self.branches.get((repository, revision))
+        return (
+            revision
+            if (repository, revision) in self.commits
+            else self.branches.get((repository, revision))
+        )
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def interpreter(root: Path = ROOT) -> Path:
-    """The python of the separate environment; a failure that says how to get it where there is none."""
+    """The python of the separate environment; a failure that says how to get it where there is
+    none."""
     python = root / ".venv-oracle" / "bin" / "python"
     if not python.exists():
         pytest.fail(
@@ -30,8 +31,11 @@ def interpreter(root: Path = ROOT) -> Path:
 def ask(
     script: str, folder: Path, tensors: dict[str, Tensor] | None = None, **question: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What tests/oracle/<script>.py answers, as arrays and as plain data; other files it needs lie in `folder`."""
-    save_file({k: v.contiguous() for k, v in (tensors or {}).items()}, folder / "question.safetensors")
+    """What tests/oracle/<script>.py answers, as arrays and as plain data; other files it needs lie
+    in `folder`."""
+    save_file(
+        {k: v.contiguous() for k, v in (tensors or {}).items()}, folder / "question.safetensors"
+    )
     (folder / "question.json").write_text(json.dumps(question))
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
@@ -42,5 +46,9 @@ def ask(
         check=False,
     )
     if done.returncode != 0:
-        pytest.fail(f"{script}.py ended with {done.returncode}:\n{done.stderr[-4000:]}", pytrace=False)
-    return load_file(folder / "answer.safetensors"), json.loads((folder / "answer.json").read_text())
+        pytest.fail(
+            f"{script}.py ended with {done.returncode}:\n{done.stderr[-4000:]}", pytrace=False
+        )
+    return load_file(folder / "answer.safetensors"), json.loads(
+        (folder / "answer.json").read_text()
+    )

@@ -2,9 +2,9 @@
 
     faults N, survived N, inputs fuzzed N, crashes N, records lost N
 
-`faults` are the tests that put one in, `survived` those that passed; skipped ones are counted in neither and named.
-`records lost` adds up what the tests say of the finished records before and after their fault. Exits 1 where anything
-failed, crashed or was lost.
+`faults` are the tests that put one in, `survived` those that passed; skipped ones are counted in
+neither and named. `records lost` adds up what the tests say of the finished records before and
+after their fault. Exits 1 where anything failed, crashed or was lost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ INPUTS = 2000
 
 
 class Counts:
-    """Counts the fault tests as they end. A test counts once, failed if any of its set-up, call and end failed."""
+    """Counts the fault tests as they end. A test counts once, failed if any of its set-up, call and
+    end failed."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, str] = {}

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from leantune.record import EMPTY, write_record
+from leantune.files.record import EMPTY, write_record
 
 FIELDS = {
     "hardware": "test machine",
@@ -22,8 +22,11 @@ FIELDS = {
 }
 
 
-def ok(method: str = "full", seed: int = 0, quality: float = 0.8, peak: int = 1000, **more: Any) -> dict[str, Any]:
-    """An `ok` record. `more`: model, task, key (fields that differ), predictions, references, metric, higher."""
+def ok(
+    method: str = "full", seed: int = 0, quality: float = 0.8, peak: int = 1000, **more: Any
+) -> dict[str, Any]:
+    """An `ok` record. `more`: model, task, key (fields that differ), predictions, references,
+    metric, higher."""
     key = {**FIELDS, **more.get("key", {})}
     record = copy.deepcopy(EMPTY)
     record.update(
@@ -41,7 +44,12 @@ def ok(method: str = "full", seed: int = 0, quality: float = 0.8, peak: int = 10
             "peak_bytes": peak,
             "peak_source": "tensors-cpu",
             "mean_peak_bytes": peak,
-            "tensors": {"source": "tensors-cpu", "path": "cpu", "peak_bytes": peak, "by_kind": {"weights": peak}},
+            "tensors": {
+                "source": "tensors-cpu",
+                "path": "cpu",
+                "peak_bytes": peak,
+                "by_kind": {"weights": peak},
+            },
             "cuda": None,
             "host": None,
             "predicted": None,
@@ -81,7 +89,13 @@ def failed(method: str = "full", seed: int = 0, status: str = "oom", **more: Any
     """A record of a cell that did not get through."""
     record = ok(method, seed, **more)
     record.update(
-        status=status, phase="attach", reason="too big", memory=None, parameters=None, time=None, quality=None
+        status=status,
+        phase="attach",
+        reason="too big",
+        memory=None,
+        parameters=None,
+        time=None,
+        quality=None,
     )
     record["key"]["samples"] = None
     return record

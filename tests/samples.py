@@ -1,4 +1,5 @@
-"""Small data sets in the columns and files that the hub's SQuAD and E2E NLG have, made of sentences of our own, and cells on them."""
+"""Small data sets in the columns and files that the hub's SQuAD and E2E NLG have, made of sentences
+of our own, and cells on them."""
 
 from __future__ import annotations
 
@@ -15,10 +16,16 @@ import pytest
 from datasets import Dataset
 from hub_samples import write_repository
 
-from leantune import record
+from leantune.files import record
 
 TOWNS = ["Ashford", "Brixham", "Corby", "Dunster", "Elland", "Fowey", "Goole", "Hythe"]
-THINGS = ["the old mill", "a stone bridge", "the town hall", "a glass lighthouse", "the market cross"]
+THINGS = [
+    "the old mill",
+    "a stone bridge",
+    "the town hall",
+    "a glass lighthouse",
+    "the market cross",
+]
 NAMES = ["Blue Spice", "The Mill", "Green Man", "Cotto", "Zizzi", "The Punter"]
 
 
@@ -27,7 +34,9 @@ def write_squad(folder: Path, train: int = 60, dev: int = 12) -> Path:
     generator = random.Random(0)
     splits = {}
     for split, count in (("train", train), ("validation", dev)):
-        rows = [row for n in range(-(-count // 3)) for row in _paragraph(n, split, generator)][:count]
+        rows = [row for n in range(-(-count // 3)) for row in _paragraph(n, split, generator)][
+            :count
+        ]
         splits[split] = Dataset.from_list(rows)
     write_repository(folder, {"plain_text": splits})
     return folder
@@ -37,29 +46,46 @@ def _paragraph(number: int, split: str, generator: random.Random) -> list[dict[s
     town, other = generator.sample(TOWNS, 2)
     thing, year = generator.choice(THINGS), str(generator.randint(1200, 1990))
     more = " ".join(
-        f"The road to {generator.choice(TOWNS)} is {generator.randint(2, 90)} miles long." for _ in range(4)
+        f"The road to {generator.choice(TOWNS)} is {generator.randint(2, 90)} miles long."
+        for _ in range(4)
     )
     context = f"{town} lies north of {other}. {more} Its pride is {thing}, built in {year}."
-    asked = {f"Which town has {thing}?": town, "When was it built?": year, f"What is {town} proud of?": thing}
+    asked = {
+        f"Which town has {thing}?": town,
+        "When was it built?": year,
+        f"What is {town} proud of?": thing,
+    }
     rows = []
     for i, (question, answer) in enumerate(asked.items()):
         texts = [answer] if split == "train" else [answer, answer.removeprefix("the "), answer]
         answers = {"text": texts, "answer_start": [context.index(text) for text in texts]}
         name = f"{split}-{number}-{i}"
-        rows.append({"id": name, "title": town, "context": context, "question": question, "answers": answers})
+        rows.append(
+            {
+                "id": name,
+                "title": town,
+                "context": context,
+                "question": question,
+                "answers": answers,
+            }
+        )
     return rows
 
 
 def write_e2e(folder: Path, train: int = 60, scored: int = 10) -> Path:
-    """As the hub's branch of converted files has them, without a README: `default/{train,validation,test}/0000.parquet`,
-    one to three descriptions of a meaning."""
+    """As the hub's branch of converted files has them, without a README:
+    `default/{train,validation,test}/0000.parquet`, one to three descriptions of a meaning."""
     generator = random.Random(0)
     for split, count in (("train", train), ("validation", scored), ("test", scored)):
         rows: list[dict[str, Any]] = []
         for number in range(count):
             name, town = generator.choice(NAMES), generator.choice(TOWNS)
             meaning = f"name[{name}], eatType[pub], area[{town}], number[{split} {number}]"
-            texts = [f"{name} is a pub in {town}.", f"There is a pub, {name}, in {town}.", f"In {town} is {name}."]
+            texts = [
+                f"{name} is a pub in {town}.",
+                f"There is a pub, {name}, in {town}.",
+                f"In {town} is {name}.",
+            ]
             rows += [
                 {"meaning_representation": meaning, "human_reference": text}
                 for text in texts[: generator.randint(1, 3)]
@@ -71,7 +97,8 @@ def write_e2e(folder: Path, train: int = 60, scored: int = 10) -> Path:
 
 
 def plugin(root: Path, task: str, settings: str) -> Path:
-    """A plugin folder with the task `<task>-sample`: the task's loader on files of our own in its folder `data`."""
+    """A plugin folder with the task `<task>-sample`: the task's loader on files of our own in its
+    folder `data`."""
     folder = root / "tasks" / f"{task}-sample"
     folder.mkdir(parents=True)
     (folder / "task.yaml").write_text(
@@ -84,10 +111,26 @@ def plugin(root: Path, task: str, settings: str) -> Path:
 
 def run_sample(root: Path, out: Path, model: str, task: str, method: str) -> Any:
     """The record of a cell of a task in a plugin folder."""
-    command = ["run", "--model", model, "--task", task, "--method", method, "--device", "cpu", "--out", str(out)]
+    command = [
+        "run",
+        "--model",
+        model,
+        "--task",
+        task,
+        "--method",
+        method,
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
     environment = {**os.environ, "LEANTUNE_PLUGINS": str(root)}
     done = subprocess.run(
-        [sys.executable, "-m", "leantune", *command], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-m", "leantune", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
@@ -96,7 +139,8 @@ def run_sample(root: Path, out: Path, model: str, task: str, method: str) -> Any
 
 
 def check_answers(row: Any, count: int, metrics: set[str]) -> None:
-    """A record of a task whose answers are texts: a score of each example, whose mean is the task's."""
+    """A record of a task whose answers are texts: a score of each example, whose mean is the
+    task's."""
     quality = row["quality"]
     assert len(quality["predictions"]) == len(quality["references"]) == count
     assert quality["value"] == pytest.approx(sum(quality["predictions"]) / count, abs=1e-4)

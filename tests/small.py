@@ -17,17 +17,24 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from transformers.models.bert import BertTokenizer
 
 from leantune.api import Batch, Context, Data, mark_head
-from leantune.data import Collate
-from leantune.registry import parse_stack, plugin_names
-from leantune.stack import Stack
+from leantune.data.collate import Collate
+from leantune.spec.stacks import parse_stack, plugin_names
 from leantune.testing import ARCHITECTURES, WORDS
-from leantune.train import Schedule, Watch, train
+from leantune.training.loop import Schedule, Watch, train
+from leantune.training.stack import Stack
 
-_CLASSES = {"bert": "Bert", "roberta": "Roberta", "deberta-v2": "DebertaV2", "llama": "Llama", "gpt2": "GPT2"}
+_CLASSES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "deberta-v2": "DebertaV2",
+    "llama": "Llama",
+    "gpt2": "GPT2",
+}
 ADAPTABLE = tuple(ARCHITECTURES)
 
 
-_NARROW = {  # matrices of width 16 and twenty steps need other ranks, rates and thresholds than real ones
+# matrices of width 16 and twenty steps need other ranks, rates and thresholds than real ones
+_NARROW = {
     "softlms.multiple": 1,
     "softlms.alpha_reach": 4.0,
     "softlms.values_lr": 1e-3,
@@ -39,27 +46,42 @@ _NARROW = {  # matrices of width 16 and twenty steps need other ranks, rates and
 
 def narrow_settings(stack: str) -> dict[str, Any]:
     """What small models of width 16 need in a stack, as `--set` names it."""
-    return {name: value for name, value in _NARROW.items() if name.partition(".")[0] in plugin_names(stack)}
+    return {
+        name: value
+        for name, value in _NARROW.items()
+        if name.partition(".")[0] in plugin_names(stack)
+    }
 
 
-def small_model(family: str = "bert", kind: str = "classification", seed: int = 0, **config: Any) -> PreTrainedModel:
+def small_model(
+    family: str = "bert", kind: str = "classification", seed: int = 0, **config: Any
+) -> PreTrainedModel:
     """A four-layer model of width 16 with random weights, its head marked."""
     prefix, settings = _CLASSES[family], ARCHITECTURES[family]
     labels = 1 if kind == "regression" else 2
-    configuration = getattr(transformers, f"{prefix}Config")(**{**settings, "num_labels": labels, **config})
+    configuration = getattr(transformers, f"{prefix}Config")(
+        **{**settings, "num_labels": labels, **config}
+    )
     if kind == "regression":
         configuration.problem_type = "regression"
     decoder = "LMHeadModel" if family == "gpt2" else "ForCausalLM"
-    task = {"causal_lm": decoder, "generation": decoder, "masked_lm": "ForMaskedLM", "span": "ForQuestionAnswering"}
+    task = {
+        "causal_lm": decoder,
+        "generation": decoder,
+        "masked_lm": "ForMaskedLM",
+        "span": "ForQuestionAnswering",
+    }
     torch.manual_seed(seed)
-    model = getattr(transformers, prefix + task.get(kind, "ForSequenceClassification"))(configuration)
+    model = getattr(transformers, prefix + task.get(kind, "ForSequenceClassification"))(
+        configuration
+    )
     mark_head(model, kind)
     return model
 
 
 def small_data(folder: Path, kind: str = "classification", examples: int = 24) -> Data:
-    """Random sentences of 3 to 12 words; the label says whether the first word is in the first half. An answer of kind
-    `span` is the first two words."""
+    """Random sentences of 3 to 12 words; the label says whether the first word is in the first
+    half. An answer of kind `span` is the first two words."""
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
     draw = torch.Generator().manual_seed(1)
@@ -79,20 +101,40 @@ def small_data(folder: Path, kind: str = "classification", examples: int = 24) -
             batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         return batch
 
-    return Data(kind, split, split, split, ("no", "yes"), tokenizer, Collate(kind, 0) if kind == "span" else collate)
+    return Data(
+        kind,
+        split,
+        split,
+        split,
+        ("no", "yes"),
+        tokenizer,
+        Collate(kind, 0) if kind == "span" else collate,
+    )
 
 
 def words(count: int = 5000) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words w0, w1, ...; padding is token 3, which is also a word's (as with a decoder)."""
+    """A tokenizer of whole words w0, w1, ...; padding is token 3, which is also a word's (as with a
+    decoder)."""
     special = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[MASK]": 3}
-    made = Tokenizer(WordLevel({**special, **{f"w{i}": 4 + i for i in range(count)}}, unk_token="[UNK]"))
+    made = Tokenizer(
+        WordLevel({**special, **{f"w{i}": 4 + i for i in range(count)}}, unk_token="[UNK]")
+    )
     made.pre_tokenizer = WhitespaceSplit()
-    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    made.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = {
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[SEP]", **names)
 
 
-def small_context(folder: Path, family: str = "bert", kind: str = "classification", **change: Any) -> Context:
+def small_context(
+    folder: Path, family: str = "bert", kind: str = "classification", **change: Any
+) -> Context:
     """A context for ten steps on the CPU."""
     settings = {"steps": 10, "head_lr": 1e-3, "seed": 0, "device": "cpu", "batch": 4, "length": 14}
     return Context(kind=kind, family=family, cache=folder, **{**settings, **change})
@@ -107,7 +149,9 @@ def method(name: str, kind: str = "classification", **params: Any) -> Any:
 def trainable(model: nn.Module, head: bool = False) -> int:
     """How many numbers are trained, the head left out unless asked."""
     return sum(
-        p.numel() for p in model.parameters() if p.requires_grad and (head or not getattr(p, "leantune_head", False))
+        p.numel()
+        for p in model.parameters()
+        if p.requires_grad and (head or not getattr(p, "leantune_head", False))
     )
 
 
@@ -119,7 +163,8 @@ class _Keeper(Watch):
 
 
 def run(model: nn.Module, stack: Stack, data: Data, ctx: Context) -> torch.optim.Optimizer:
-    """Attach and train with the real loop, a check at every tenth of the steps; returns the optimizer."""
+    """Attach and train with the real loop, a check at every tenth of the steps; returns the
+    optimizer."""
     torch.manual_seed(ctx.seed)
     model, changed = stack.attach(model, data, ctx)
     assert changed is not None

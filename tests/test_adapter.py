@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import ADAPTABLE, batch_of, method, run, small_context, small_data, small_model, stack, trainable
+from small import (
+    ADAPTABLE,
+    batch_of,
+    method,
+    run,
+    small_context,
+    small_data,
+    small_model,
+    stack,
+    trainable,
+)
 from torch import nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
@@ -17,9 +27,14 @@ from leantune.modules import Adapter, adapter_bottlenecks, adapters, place_adapt
 
 def classifier(width: int, layers: int) -> RobertaForSequenceClassification:
     config = RobertaConfig(
-        vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, hidden_size=width,
-        num_hidden_layers=layers, num_attention_heads=width // 64, intermediate_size=4 * width,
-    )  # fmt: skip
+        vocab_size=50265,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+    )
     with torch.device("meta"):
         model = RobertaForSequenceClassification(config)
     mark_head(model, "classification")
@@ -41,7 +56,9 @@ def test_one_adapter_has_74544_parameters() -> None:
         (1024, 24, 64, (6_343_680, 3_171_840)),
     ],
 )
-def test_adapters_of_a_model(tmp_path: Path, width: int, layers: int, bottleneck: int, counts: tuple[int, int]) -> None:
+def test_adapters_of_a_model(
+    tmp_path: Path, width: int, layers: int, bottleneck: int, counts: tuple[int, int]
+) -> None:
     for per_layer, count in zip((2, 1), counts, strict=True):
         model = classifier(width, layers)
         plugin = method("adapter", bottleneck=bottleneck, per_layer=per_layer)
@@ -51,7 +68,9 @@ def test_adapters_of_a_model(tmp_path: Path, width: int, layers: int, bottleneck
 
 
 @pytest.mark.parametrize("name", ADAPTABLE)
-def test_adapters_start_near_the_identity_and_learn_in_every_family(tmp_path: Path, name: str) -> None:
+def test_adapters_start_near_the_identity_and_learn_in_every_family(
+    tmp_path: Path, name: str
+) -> None:
     kind = "causal_lm" if name in ("llama", "gpt2") else "classification"
     data, ctx = small_data(tmp_path, kind), small_context(tmp_path, name, kind)
     model = small_model(name, kind).eval()
@@ -82,7 +101,8 @@ def test_a_fresh_adapter_changes_almost_nothing(tmp_path: Path, name: str) -> No
 
 
 def test_the_bottleneck_comes_between_dropout_and_the_residual_addition(tmp_path: Path) -> None:
-    """A block's output is LayerNorm(adapter(dropout(dense(x))) + residual), as in figure 2 and the paper's code."""
+    """A block's output is LayerNorm(adapter(dropout(dense(x))) + residual), as in figure 2 and the
+    paper's code."""
     model = small_model("bert", hidden_dropout_prob=0.5).train()
     method("adapter").attach(model, None, small_context(tmp_path))
     output = model.bert.encoder.layer[0].output
@@ -92,7 +112,11 @@ def test_the_bottleneck_comes_between_dropout_and_the_residual_addition(tmp_path
     x, residual = torch.randn(2, 3, 32), torch.randn(2, 3, 16)
     torch.manual_seed(5)
     y = nn.functional.dropout(output.dense(x), 0.5)
-    z = y + nn.functional.gelu(y @ adapter.down.weight.T + adapter.down.bias) @ adapter.up.weight.T + adapter.up.bias
+    z = (
+        y
+        + nn.functional.gelu(y @ adapter.down.weight.T + adapter.down.bias) @ adapter.up.weight.T
+        + adapter.up.bias
+    )
     torch.manual_seed(5)
     assert torch.allclose(output(x, residual), output.LayerNorm(z + residual), atol=1e-5)
 
@@ -100,7 +124,9 @@ def test_the_bottleneck_comes_between_dropout_and_the_residual_addition(tmp_path
 def test_a_wrapped_map_still_shows_its_weight(tmp_path: Path) -> None:
     model = small_model("llama", "causal_lm")
     before = model.model.layers[0].mlp.down_proj.weight
-    method("adapter", "causal_lm").attach(model, None, small_context(tmp_path, "llama", "causal_lm"))
+    method("adapter", "causal_lm").attach(
+        model, None, small_context(tmp_path, "llama", "causal_lm")
+    )
     assert isinstance(model.model.layers[0].mlp.down_proj, Adapter)
     assert model.model.layers[0].mlp.down_proj.weight is before
 
@@ -123,10 +149,14 @@ def test_place_adapters_rebuilds_the_same_modules(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("setting", "value"), [("per_layer", 3), ("bottleneck", 0), ("bottleneck", 1.5)])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("per_layer", 3), ("bottleneck", 0), ("bottleneck", 1.5)]
+)
 def test_settings_are_checked(tmp_path: Path, setting: str, value: float) -> None:
     with pytest.raises(BadInput, match=f"adapter.{setting}"):
-        method("adapter", **{setting: value}).attach(small_model("bert"), None, small_context(tmp_path))
+        method("adapter", **{setting: value}).attach(
+            small_model("bert"), None, small_context(tmp_path)
+        )
 
 
 def test_a_model_without_attention_is_unsupported(tmp_path: Path) -> None:
@@ -154,7 +184,8 @@ def kept_for_backward(model: nn.Module, batch: int, length: int) -> int:
 
 
 def test_only_a_frozen_prefix_frees_activations(tmp_path: Path) -> None:
-    """roberta-base shapes, h = 48, batch 8 x 128, dropout 0.1: MiB kept for the backward pass, head included."""
+    """roberta-base shapes, h = 48, batch 8 x 128, dropout 0.1: MiB kept for the backward pass, head
+    included."""
     model = classifier(768, 12)
     method("adapter").attach(model, None, small_context(tmp_path, "roberta", probe=True))
     model.train()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from small import batch_of, method, run, small_context, small_data, small_model, stack, trainable
 
-from leantune import loading, predict
 from leantune.api import BadInput
+from leantune.models import export
 from leantune.modules import adapters
+from leantune.prediction import one
 
 
 def test_the_lowest_layers_have_no_adapters(tmp_path: Path) -> None:
@@ -31,22 +32,31 @@ def test_a_layer_must_be_left(tmp_path: Path, drop: object) -> None:
 def test_activations_and_work_below_the_lowest_adapter_vanish() -> None:
     """12 layers: with 11 dropped nearly nothing is kept, and each layer dropped saves the same."""
     kept = [
-        predict.predict_names("bert-base", "adapterdrop", batch=8, length=64, settings={"adapterdrop.drop": n})
+        one.predict_names(
+            "bert-base", "adapterdrop", batch=8, length=64, settings={"adapterdrop.drop": n}
+        )
         for n in (0, 5, 10)
     ]
     activations = [r["by_kind"]["activations"] for r in kept]
     flops = [r["flops_per_step"] for r in kept]
-    full = predict.predict_names("bert-base", "adapter", batch=8, length=64)
+    full = one.predict_names("bert-base", "adapter", batch=8, length=64)
     assert activations[0] == full["by_kind"]["activations"]
-    assert activations[0] - activations[1] == pytest.approx(activations[1] - activations[2], rel=0.1)
+    assert activations[0] - activations[1] == pytest.approx(
+        activations[1] - activations[2], rel=0.1
+    )
     assert activations[2] < 0.25 * activations[0]
     assert flops[0] - flops[1] == pytest.approx(flops[1] - flops[2], rel=0.02)
     assert flops[2] < 0.65 * flops[0]  # the forward pass of all layers is left
 
 
 def test_export_and_reload_agree(tmp_path: Path) -> None:
-    data, ctx, model, used = small_data(tmp_path), small_context(tmp_path), small_model(), stack("adapterdrop")
+    data, ctx, model, used = (
+        small_data(tmp_path),
+        small_context(tmp_path),
+        small_model(),
+        stack("adapterdrop"),
+    )
     run(model, used, data, ctx)
     trained = model.eval()(**batch_of(data)).logits
-    loading.save(used.export(model, ctx), tmp_path / "out")
-    assert torch.equal(loading.load(tmp_path / "out")(**batch_of(data)).logits, trained)
+    export.save(used.export(model, ctx), tmp_path / "out")
+    assert torch.equal(export.load(tmp_path / "out")(**batch_of(data)).logits, trained)

@@ -1,4 +1,5 @@
-"""`leantune.apply` in a plain loop, under the Trainer and under accelerate: the same weights as the harness's own loop."""
+"""`leantune.apply` in a plain loop, under the Trainer and under accelerate: the same weights as the
+harness's own loop."""
 
 from __future__ import annotations
 
@@ -20,14 +21,17 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 import leantune
 from leantune.api import BadInput, Batch, Data, Unsupported
-from leantune.registry import parse_stack
-from leantune.stack import Stack
+from leantune.spec.stacks import parse_stack
 from leantune.testing import ARCHITECTURES
-from leantune.train import Schedule, train
+from leantune.training.loop import Schedule, train
+from leantune.training.stack import Stack
 
 STEPS = 20
 STACKS = ["vocab_pruning+svfit+came", "lora", "safe", "softlms", "vocab_pruning+softlms+came"]
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # loops draw at different moments
+STILL = {
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}  # loops draw at different moments
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +41,19 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def applied(model: PreTrainedModel, stack: str, data: Data | None, **words: Any) -> Any:
     given = None if data is None else data.train
-    return leantune.apply(model, stack, **{"data": given, "steps": STEPS, "settings": narrow_settings(stack), **words})
+    return leantune.apply(
+        model, stack, **{"data": given, "steps": STEPS, "settings": narrow_settings(stack), **words}
+    )
 
 
-def by_the_harness(stack: str, data: Data, folder: Path, family: str = "bert", **config: Any) -> PreTrainedModel:
+def by_the_harness(
+    stack: str, data: Data, folder: Path, family: str = "bert", **config: Any
+) -> PreTrainedModel:
     """Trained with the harness's own loop, and exported."""
-    model, ctx = small_model(family, data.kind, **config), small_context(folder, family, data.kind, steps=STEPS)
+    model, ctx = (
+        small_model(family, data.kind, **config),
+        small_context(folder, family, data.kind, steps=STEPS),
+    )
     plugins = Stack(parse_stack(stack, data.kind, narrow_settings(stack)))
     torch.manual_seed(0)
     attached, changed = plugins.attach(model, data, ctx)
@@ -64,7 +75,11 @@ def same(a: PreTrainedModel, b: PreTrainedModel) -> bool:
 def logits(model: PreTrainedModel) -> Tensor:
     with torch.no_grad():
         output = model(torch.tensor([[2, 9, 17, 33, 3], [2, 8, 8, 60, 3]]))
-    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits])
+    return (
+        output.logits
+        if "logits" in output
+        else torch.stack([output.start_logits, output.end_logits])
+    )
 
 
 def loop(handle: Any, data: Data) -> None:
@@ -78,9 +93,13 @@ def loop(handle: Any, data: Data) -> None:
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize(("family", "kind"), [("bert", "classification"), ("llama", "causal_lm"), ("roberta", "span")])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("bert", "classification"), ("llama", "causal_lm"), ("roberta", "span")]
+)
 @pytest.mark.parametrize("stack", STACKS)
-def test_a_plain_loop_ends_with_the_weights_of_leantune_run(stack: str, family: str, kind: str, tmp_path: Path) -> None:
+def test_a_plain_loop_ends_with_the_weights_of_leantune_run(
+    stack: str, family: str, kind: str, tmp_path: Path
+) -> None:
     data = small_data(tmp_path, kind)
     handle = applied(small_model(family, kind), stack, data)
     loop(handle, data)
@@ -108,18 +127,33 @@ class Ordered(Trainer):
 def trainer(handle: Any, data: Data, folder: Path, **words: Any) -> Trainer:
     steps, accumulate = words.pop("steps", STEPS), words.get("gradient_accumulation_steps", 1)
     arguments = TrainingArguments(
-        str(folder / "trainer"), max_steps=steps, per_device_train_batch_size=4 // accumulate, max_grad_norm=0.0,
-        warmup_steps=2, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no", **words,
-    )  # fmt: skip
+        str(folder / "trainer"),
+        max_steps=steps,
+        per_device_train_batch_size=4 // accumulate,
+        max_grad_norm=0.0,
+        warmup_steps=2,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+        **words,
+    )
     return Ordered(
-        handle.model, arguments, data_collator=data.collate, train_dataset=handle.data, callbacks=handle.callbacks(),
+        handle.model,
+        arguments,
+        data_collator=data.collate,
+        train_dataset=handle.data,
+        callbacks=handle.callbacks(),
         optimizers=(handle.optimizer(), None),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("kind", ["classification", "span"])
 @pytest.mark.parametrize("stack", STACKS)
-def test_the_trainer_ends_with_the_weights_of_leantune_run(stack: str, kind: str, tmp_path: Path) -> None:
+def test_the_trainer_ends_with_the_weights_of_leantune_run(
+    stack: str, kind: str, tmp_path: Path
+) -> None:
     data = small_data(tmp_path, kind)
     handle = applied(small_model("bert", kind, **STILL), stack, data)
     trainer(handle, data, tmp_path).train()
@@ -133,7 +167,10 @@ def test_accelerate_ends_with_the_weights_of_leantune_run(stack: str, tmp_path: 
     handle = applied(small_model(**STILL), stack, data)
     accelerator = Accelerator(cpu=True)
     model, optimizer, scheduler, loader = accelerator.prepare(
-        handle.model, handle.optimizer(), handle.scheduler(), DataLoader(data.train, 4, collate_fn=data.collate)
+        handle.model,
+        handle.optimizer(),
+        handle.scheduler(),
+        DataLoader(data.train, 4, collate_fn=data.collate),
     )
     model.train()
     for _ in range(STEPS // len(loader) + 1):
@@ -148,7 +185,8 @@ def test_accelerate_ends_with_the_weights_of_leantune_run(stack: str, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["classification", "causal_lm", "span"])
 def test_accumulated_batches_of_the_trainer_share_one_penalty(kind: str, tmp_path: Path) -> None:
-    """The gradient of the thresholds, whose penalty dwarfs the task's loss, is that of the whole batch."""
+    """The gradient of the thresholds, whose penalty dwarfs the task's loss, is that of the whole
+    batch."""
     data, gradients = small_data(tmp_path, kind), []
     for accumulate in (1, 2):
         model = small_model("llama" if kind == "causal_lm" else "bert", kind, **STILL)
@@ -174,7 +212,11 @@ def test_data_come_as_a_dataset_a_list_or_splits_and_leave_as_they_came(tmp_path
     train_split = small_data(tmp_path).train
     other = Dataset.from_list([{"input_ids": [2, 63, 3], "labels": 1}])
     kept = []
-    for data in (train_split, train_split.to_list(), DatasetDict({"train": train_split, "test": other})):
+    for data in (
+        train_split,
+        train_split.to_list(),
+        DatasetDict({"train": train_split, "test": other}),
+    ):
         handle = leantune.apply(small_model(), "vocab_pruning", data=data)
         assert handle.data is data
         kept.append(handle.details["vocabulary"]["kept"])
@@ -191,7 +233,9 @@ def test_labels_may_be_called_label_or_labels(tmp_path: Path) -> None:
     )
     assert same(one, two)
     other = split.remove_columns("label").add_column("label", [0] * len(split))
-    assert not same(one, leantune.apply(small_model(), "fwsvd", data=other, steps=4).model)  # labels do weigh
+    assert not same(
+        one, leantune.apply(small_model(), "fwsvd", data=other, steps=4).model
+    )  # labels do weigh
 
 
 def test_answers_may_be_start_and_end_positions(tmp_path: Path) -> None:
@@ -201,8 +245,12 @@ def test_answers_may_be_start_and_end_positions(tmp_path: Path) -> None:
         leantune.apply(small_model(kind="span"), "fwsvd", data=rows, steps=4).model
         for rows in (
             split,
-            words.add_column("start_positions", [1] * len(split)).add_column("end_positions", [2] * len(split)),
-            words.add_column("start_positions", [3] * len(split)).add_column("end_positions", [3] * len(split)),
+            words.add_column("start_positions", [1] * len(split)).add_column(
+                "end_positions", [2] * len(split)
+            ),
+            words.add_column("start_positions", [3] * len(split)).add_column(
+                "end_positions", [3] * len(split)
+            ),
         )
     )
     assert same(one, two)
@@ -247,7 +295,9 @@ def test_words_that_are_wrong_are_refused() -> None:
         leantune.apply(small_model(), "softlms")
     with pytest.raises(BadInput, match="1 or more"):
         leantune.apply(small_model(), "lora", steps=0)
-    with pytest.raises(Unsupported, match="supports tasks causal_lm, masked_lm, generation; this is classification"):
+    with pytest.raises(
+        Unsupported, match="supports tasks causal_lm, masked_lm, generation; this is classification"
+    ):
         leantune.apply(small_model(), "zero_shot")
     with pytest.raises(Unsupported, match="BertModel is made for no kind of task"):
         leantune.apply(small_model().base_model, "lora")
@@ -256,7 +306,9 @@ def test_words_that_are_wrong_are_refused() -> None:
 def test_a_family_that_is_not_described_takes_what_needs_no_description() -> None:
     config = transformers.ElectraConfig(**ARCHITECTURES["bert"], embedding_size=16)
     model = transformers.ElectraForSequenceClassification(config)
-    with pytest.raises(Unsupported, match=r"family 'electra' is not described; known: bert, .*mamba"):
+    with pytest.raises(
+        Unsupported, match=r"family 'electra' is not described; known: bert, .*mamba"
+    ):
         leantune.apply(model, "lora")
     handle = leantune.apply(model, "came")
     assert type(handle.optimizer()).__name__ == "CAME"
@@ -277,7 +329,9 @@ def test_the_head_has_its_own_rate_and_the_caller_keeps_the_generator(tmp_path: 
     assert not same(one, other)
 
 
-def test_hooks_of_every_step_are_called_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_of_every_step_are_called_once_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slept: list[float] = []
     monkeypatch.setattr("time.sleep", slept.append)
     data = small_data(tmp_path)
@@ -320,7 +374,9 @@ def test_a_penalty_without_a_loss_to_join_is_refused_in_training_only(tmp_path: 
 def test_the_trainer_is_told_what_it_does_otherwise(tmp_path: Path) -> None:
     data = small_data(tmp_path)
     handle = applied(small_model(), "lora", data)
-    with pytest.raises(BadInput, match=r"the Trainer takes 3 steps and leantune\.apply was told 20"):
+    with pytest.raises(
+        BadInput, match=r"the Trainer takes 3 steps and leantune\.apply was told 20"
+    ):
         trainer(handle, data, tmp_path, steps=3).train()
     other = applied(small_model(), "lora", data)
     wrong = trainer(other, data, tmp_path)

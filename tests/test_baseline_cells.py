@@ -1,4 +1,5 @@
-"""Baselines as whole cells: the record holds a prediction that equals the measured peak, and what the method reports."""
+"""Baselines as whole cells: the record holds a prediction that equals the measured peak, and what
+the method reports."""
 
 from __future__ import annotations
 
@@ -8,21 +9,41 @@ from pathlib import Path
 
 import pytest
 
-from leantune import record
+from leantune.files import record
 
 SMALL = [
-    "task.steps=4", "task.train=64", "task.validation=32", "task.test=48", "task.evaluations=1", "task.length=16",
+    "task.steps=4",
+    "task.train=64",
+    "task.validation=32",
+    "task.test=48",
+    "task.evaluations=1",
+    "task.length=16",
     "task.checkpointing=true",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("stack", ["adalora+adamw_8bit", "qlora+adalomo"])
 def test_a_cell(tmp_path: Path, stack: str) -> None:
     out = tmp_path / "row.json"
-    words = ["run", "--model", "minilm-l6", "--task", "sentiment", "--method", stack, "--device", "cpu", "--out", out]
+    words = [
+        "run",
+        "--model",
+        "minilm-l6",
+        "--task",
+        "sentiment",
+        "--method",
+        stack,
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    ]
     sets = [w for s in SMALL for w in ("--set", s)]
     done = subprocess.run(
-        [sys.executable, "-m", "leantune", *map(str, words), *sets], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "leantune", *map(str, words), *sets],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
@@ -30,7 +51,9 @@ def test_a_cell(tmp_path: Path, stack: str) -> None:
     assert row["memory"]["predicted"]["peak_bytes"] == row["memory"]["peak_bytes"]
     assert row["memory"]["tensors"]["path"] == "cuda-simulated"
     assert row["memory"]["tensors"]["fallback"] is None
-    assert row["size"]["deployed_parameters"] == 22_713_986  # plain MiniLM with its pooler and two classes
+    assert (
+        row["size"]["deployed_parameters"] == 22_713_986
+    )  # plain MiniLM with its pooler and two classes
     if stack.startswith("adalora"):
         assert len(row["details"]["ranks"]) == 12
         assert sum(row["details"]["ranks"].values()) == 12 * 8

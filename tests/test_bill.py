@@ -1,4 +1,5 @@
-"""`leantune plan`: what a config would take, checked against predictions made one by one; and the papers' configs."""
+"""`leantune plan`: what a config would take, checked against predictions made one by one; and the
+papers' configs."""
 
 from __future__ import annotations
 
@@ -10,22 +11,49 @@ from typing import Any
 import pytest
 import yaml
 
-from leantune import bill, cards, cli, dag, plan, predict, registry
+from leantune.cli import parser
 from leantune.errors import BadInput
-from leantune.flatness import NORMS
+from leantune.prediction import cards, cost
+from leantune.prediction import one as predict
+from leantune.spec import plugins as registry
+from leantune.spec.config import expand, load_config
+from leantune.training.flatness import NORMS
+from leantune.workflow import jobs
 
 ROOT = registry.roots()[0]
 MODEL = {
-    "summary": "A model of one layer.", "source": {"none": True}, "traits": ["from_scratch"], "parameters": 1,
-}  # fmt: skip
+    "summary": "A model of one layer.",
+    "source": {"none": True},
+    "traits": ["from_scratch"],
+    "parameters": 1,
+}
 GPT = {
-    "family": "gpt2", "kinds": ["causal_lm", "classification"],
-    "architecture": {"model_type": "gpt2", "vocab_size": 512, "n_positions": 64, "n_embd": 128, "n_layer": 1, "n_head": 4, "pad_token_id": 0, "eos_token_id": 0},
-}  # fmt: skip
+    "family": "gpt2",
+    "kinds": ["causal_lm", "classification"],
+    "architecture": {
+        "model_type": "gpt2",
+        "vocab_size": 512,
+        "n_positions": 64,
+        "n_embd": 128,
+        "n_layer": 1,
+        "n_head": 4,
+        "pad_token_id": 0,
+        "eos_token_id": 0,
+    },
+}
 BERT = {
-    "family": "bert", "kinds": ["classification", "regression", "masked_lm"],
-    "architecture": {"model_type": "bert", "vocab_size": 200000, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 64},
-}  # fmt: skip
+    "family": "bert",
+    "kinds": ["classification", "regression", "masked_lm"],
+    "architecture": {
+        "model_type": "bert",
+        "vocab_size": 200000,
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 64,
+    },
+}
 SPLITS = {"train": 100, "validation": 10, "test": 30}
 TRAINING = {"steps": 20, "batch": 8, "length": 16, "dtype": "bf16", "evaluations": 2}
 
@@ -36,30 +64,38 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "plugins"
     (folder / "models").mkdir(parents=True)
     for name, spec in (("tiny-gpt", GPT), ("tiny-bert", BERT)):
-        (folder / "models" / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **MODEL, **spec}))
+        (folder / "models" / f"{name}.yaml").write_text(
+            yaml.safe_dump({"name": name, **MODEL, **spec})
+        )
     for name in ("words", "tiny-sst2"):
         task = {
-            "name": name, "summary": "A task without data.", "kind": "classification", "source": {"local": "nowhere"},
-            "splits": SPLITS, "training": TRAINING,
+            "name": name,
+            "summary": "A task without data.",
+            "kind": "classification",
+            "source": {"local": "nowhere"},
+            "splits": SPLITS,
+            "training": TRAINING,
             "metric": {"module": "classification", "score": "accuracy", "higher_is_better": True},
-        }  # fmt: skip
+        }
         (folder / "tasks" / name).mkdir(parents=True)
         (folder / "tasks" / name / "task.yaml").write_text(yaml.safe_dump(task))
     monkeypatch.setenv("LEANTUNE_PLUGINS", str(folder))
     return folder
 
 
-def block(*methods: str, model: str = "tiny-gpt", task: str = "words", **more: Any) -> dict[str, Any]:
+def block(
+    *methods: str, model: str = "tiny-gpt", task: str = "words", **more: Any
+) -> dict[str, Any]:
     return {"models": [model], "tasks": [task], "methods": list(methods), **more}
 
 
-def drawn(*cells: dict[str, Any], gpu: str = "L4", **more: Any) -> bill.Bill:
+def drawn(*cells: dict[str, Any], gpu: str = "L4", **more: Any) -> cost.Bill:
     grids = more.get("grids")
-    config = plan.load_config({"device": "cuda", **({} if grids else {"cells": list(cells)}), **more})
-    return bill.draw_up(config, gpu)
+    config = load_config({"device": "cuda", **({} if grids else {"cells": list(cells)}), **more})
+    return cost.draw_up(config, gpu)
 
 
-def row(found: bill.Bill, method: str, what: str = "cell") -> dict[str, Any]:
+def row(found: cost.Bill, method: str, what: str = "cell") -> dict[str, Any]:
     (one,) = (row for row in found.rows if (row["method"], row["what"]) == (method, what))
     return one
 
@@ -82,8 +118,8 @@ def test_a_run_takes_its_steps_and_a_third_of_a_step_for_every_batch_that_it_eva
 
 
 def test_hours_go_with_the_peak_of_the_dtype_and_the_efficiency() -> None:
-    config = plan.load_config({"device": "cuda", "cells": [block("full", set={"task.dtype": "fp32"})]})
-    slow, fast = (bill.draw_up(config, "A100-40GB", share).rows[0] for share in (0.1, 0.5))
+    config = load_config({"device": "cuda", "cells": [block("full", set={"task.dtype": "fp32"})]})
+    slow, fast = (cost.draw_up(config, "A100-40GB", share).rows[0] for share in (0.1, 0.5))
     assert slow["hours"] == pytest.approx(slow["flops"] / (19.5e12 * 0.1) / 3600)
     assert slow["hours"] == pytest.approx(5 * fast["hours"])
 
@@ -102,25 +138,38 @@ def test_checkpointing_and_flatness_count() -> None:
     plain = row(drawn(block("full")), "full")
     flat = row(drawn(block("full", flatness=3)), "full")
     forward = plain["flops_per_step"] / 8 / 3
-    assert flat["flops"] - plain["flops"] == pytest.approx((1 + 3 * len(NORMS)) * 10 * forward, rel=1e-3)
+    assert flat["flops"] - plain["flops"] == pytest.approx(
+        (1 + 3 * len(NORMS)) * 10 * forward, rel=1e-3
+    )
     recomputed = row(drawn(block("full", set={"task.checkpointing": True})), "full")
     assert recomputed["flops_per_step"] > 1.2 * plain["flops_per_step"]
 
 
 def test_settings_count_and_rates_share_a_prediction() -> None:
-    found = drawn(block("lora"), block("lora", task="tiny-sst2", set={"lora.rank": 64, "lora.lr": 1e-4}))
+    found = drawn(
+        block("lora"), block("lora", task="tiny-sst2", set={"lora.rank": 64, "lora.lr": 1e-4})
+    )
     small, large = found.rows
     assert found.predictions == 2
     assert large["flops"] > small["flops"]
-    assert drawn(block("lora"), block("lora", task="tiny-sst2", set={"lora.lr": 1e-4})).predictions == 1
+    assert (
+        drawn(block("lora"), block("lora", task="tiny-sst2", set={"lora.lr": 1e-4})).predictions
+        == 1
+    )
 
 
 def test_a_vocabulary_is_what_was_published_of_the_task_or_what_the_config_says() -> None:
     def memory(task: str, method: str = "vocab_pruning", **settings: Any) -> int:
-        return row(drawn(block(method, model="tiny-bert", task=task, set=settings)), method)["memory_bytes"]
+        return row(drawn(block(method, model="tiny-bert", task=task, set=settings)), method)[
+            "memory_bytes"
+        ]
 
     published = memory("tiny-sst2")
-    assert published == memory("tiny-sst2", "vocab_pruning@sst2") == memory("words", "vocab_pruning@sst2")
+    assert (
+        published
+        == memory("tiny-sst2", "vocab_pruning@sst2")
+        == memory("words", "vocab_pruning@sst2")
+    )
     assert published == memory("words", **{"vocab_pruning.vocabulary": round(0.3761 * 200000)})
     assert memory("tiny-sst2", **{"vocab_pruning.vocabulary": 200000}) > published
 
@@ -128,13 +177,16 @@ def test_a_vocabulary_is_what_was_published_of_the_task_or_what_the_config_says(
 def test_what_cannot_be_predicted_is_told_with_its_reason_and_a_control_takes_no_gpu(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    found = drawn(block("vocab_pruning", "softlms", "tfidf", "full"), block("bitfit", model="tiny-bert", task="words"))
+    found = drawn(
+        block("vocab_pruning", "softlms", "tfidf", "full"),
+        block("bitfit", model="tiny-bert", task="words"),
+    )
     lost, control = row(found, "vocab_pruning"), row(found, "tfidf")
     assert lost["status"] == "unsupported"
     assert "vocab_pruning.vocabulary=ROWS" in lost["reason"]
     assert (control["flops"], control["memory_bytes"], control["status"]) == (0, 0, "ok")
     assert found.totals()[-1]["unsupported"] == 1
-    text = bill.describe(found)
+    text = cost.describe(found)
     assert "not predicted:\n  tiny-gpt words vocab_pruning (1 x cell): vocab_pruning keeps" in text
 
 
@@ -142,7 +194,12 @@ def test_what_cannot_be_predicted_is_told_with_its_reason_and_a_control_takes_no
 
 
 def test_totals_are_of_each_grid_alone_and_of_all_with_shared_runs_once() -> None:
-    found = drawn(grids={"a": [block("full", "lora", seeds=[0, 1])], "b": [block("lora", "bitfit", seeds=[0])]})
+    found = drawn(
+        grids={
+            "a": [block("full", "lora", seeds=[0, 1])],
+            "b": [block("lora", "bitfit", seeds=[0])],
+        }
+    )
     a, b, everything = found.totals()
     assert [total["grid"] for total in (a, b, everything)] == ["a", "b", "all"]
     assert (a["runs"], b["runs"], everything["runs"]) == (4, 2, 5)
@@ -159,24 +216,35 @@ def test_trials_and_comparisons_are_on_the_bill() -> None:
     timing = {"models": ["tiny-gpt"], "tasks": ["words"], "methods": ["full", "lora"], "rounds": 4}
     found = drawn(block("lora", trials=3), timing=[timing])
     assert {(r["method"], r["what"]): r["runs"] for r in found.rows if r["what"] != "trial"} == {
-        ("lora", "cell"): 1, ("full", "timing"): 4, ("lora", "timing"): 4,
-    }  # fmt: skip
+        ("lora", "cell"): 1,
+        ("full", "timing"): 4,
+        ("lora", "timing"): 4,
+    }
     trials = [r for r in found.rows if r["what"] == "trial"]
     assert sum(r["runs"] for r in trials) == 3
     forward = row(found, "lora")["flops_per_step"] / 8 / 3
-    scored = {r["what"]: r["flops"] - 20 * r["flops_per_step"] for r in found.rows if r["method"] == "lora"}
+    scored = {
+        r["what"]: r["flops"] - 20 * r["flops_per_step"]
+        for r in found.rows
+        if r["method"] == "lora"
+    }
     assert scored["cell"] == pytest.approx(forward * (2 * 10 + 30), rel=1e-3)
     assert scored["timing"] == pytest.approx(forward * (10 + 16), rel=1e-3)
-    assert min(r["flops"] - 20 * r["flops_per_step"] for r in trials) == pytest.approx(forward * 30, rel=1e-3)
+    assert min(r["flops"] - 20 * r["flops_per_step"] for r in trials) == pytest.approx(
+        forward * 30, rel=1e-3
+    )
     assert found.totals()[-1]["runs"] == sum(r["runs"] for r in found.rows) == 12
 
 
 def test_what_nobody_can_run_is_planned_and_never_started() -> None:
-    content = {"device": "cuda", "cells": [block("full"), block("lora", not_run="the corpus is not public", trials=2)]}
-    config = plan.load_config(content)
-    assert [cell.method for cell in plan.expand(config)] == ["full"]
-    assert len(dag.Jobs(content).files("{cell}")) == 1
-    found = bill.draw_up(config, "L4")
+    content = {
+        "device": "cuda",
+        "cells": [block("full"), block("lora", not_run="the corpus is not public", trials=2)],
+    }
+    config = load_config(content)
+    assert [cell.method for cell in expand(config)] == ["full"]
+    assert len(jobs.Jobs(content).files("{cell}")) == 1
+    found = cost.draw_up(config, "L4")
     one = row(found, "lora")
     assert (one["status"], one["reason"]) == ("not_run", "the corpus is not public")
     assert one["hours"] > 0
@@ -189,18 +257,23 @@ def test_what_nobody_can_run_is_planned_and_never_started() -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    grids = {"small": [block("lora", "head")], "large": [block("full", "lora", model="tiny-bert", task="tiny-sst2")]}
+    grids = {
+        "small": [block("lora", "head")],
+        "large": [block("full", "lora", model="tiny-bert", task="tiny-sst2")],
+    }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"device": "cuda", "grids": grids}, sort_keys=False))
     return path
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    assert cli.main(["plan", *words, "--json"]) == 0
+    assert parser.main(["plan", *words, "--json"]) == 0
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_under_leaves_out_exactly_what_needs_more(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_under_leaves_out_exactly_what_needs_more(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = told(capsys, "--config", str(file))
     sizes = sorted(r["memory_bytes"] for r in whole["rows"])
     assert [r["status"] for r in whole["rows"]] == ["ok"] * 4
@@ -211,9 +284,14 @@ def test_under_leaves_out_exactly_what_needs_more(file: Path, capsys: pytest.Cap
         ]
         total = some["totals"][-1]
         assert total["runs"] + total["too_large"] == 4
-        assert total["hours"] == pytest.approx(sum(r["hours"] for r in some["rows"] if r["status"] == "ok"))
-    assert cli.main(["plan", "--config", str(file), "--under", f"{sizes[-1] - 1}B"]) == 0
-    assert "tiny-bert tiny-sst2 full (1 x cell)" in capsys.readouterr().out.partition("left out, above")[2]
+        assert total["hours"] == pytest.approx(
+            sum(r["hours"] for r in some["rows"] if r["status"] == "ok")
+        )
+    assert parser.main(["plan", "--config", str(file), "--under", f"{sizes[-1] - 1}B"]) == 0
+    assert (
+        "tiny-bert tiny-sst2 full (1 x cell)"
+        in capsys.readouterr().out.partition("left out, above")[2]
+    )
 
 
 def test_under_takes_a_card_and_a_gpu_takes_no_more_than_it_has(
@@ -223,28 +301,41 @@ def test_under_takes_a_card_and_a_gpu_takes_no_more_than_it_has(
     assert limit == int(14.56 * 2**30)  # the whole card, as rows have the CUDA context in
     assert told(capsys, "--config", str(file), "--gpu", "L4")["limit_bytes"] == int(22.03 * 2**30)
     monkeypatch.setitem(cards.USABLE_GIB, "L4", 1.0)
-    assert {r["status"] for r in told(capsys, "--config", str(file), "--gpu", "L4")["rows"]} == {"too large"}
+    assert {r["status"] for r in told(capsys, "--config", str(file), "--gpu", "L4")["rows"]} == {
+        "too large"
+    }
 
 
-def test_a_grid_is_chosen_by_flag_or_key(file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    by_flag = told(capsys, "--config", str(file), "--grid", "small", "--csv", str(tmp_path / "plan.csv"))
+def test_a_grid_is_chosen_by_flag_or_key(
+    file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    by_flag = told(
+        capsys, "--config", str(file), "--grid", "small", "--csv", str(tmp_path / "plan.csv")
+    )
     assert [r["method"] for r in by_flag["rows"]] == ["lora", "head"]
     assert [total["grid"] for total in by_flag["totals"]] == ["small", "all"]
     with (tmp_path / "plan.csv").open(newline="") as table:
         lines = list(csv.DictReader(table))
-    assert [(line["method"], line["grids"]) for line in lines] == [("lora", "small"), ("head", "small")]
+    assert [(line["method"], line["grids"]) for line in lines] == [
+        ("lora", "small"),
+        ("head", "small"),
+    ]
     assert float(lines[0]["hours"]) == pytest.approx(by_flag["rows"][0]["hours"], rel=1e-6)
     content = yaml.safe_load(file.read_text())
-    by_key = plan.load_config({**content, "grid": "large", "cells": [block("bitfit")]})
-    assert [cell.method for cell in plan.expand(by_key)] == ["full", "lora"]
-    assert plan.load_config(json.loads(json.dumps(by_key))) == by_key  # the DAG's steps read what it wrote
+    by_key = load_config({**content, "grid": "large", "cells": [block("bitfit")]})
+    assert [cell.method for cell in expand(by_key)] == ["full", "lora"]
+    assert (
+        load_config(json.loads(json.dumps(by_key))) == by_key
+    )  # the DAG's steps read what it wrote
 
 
 def test_comparisons_of_another_grid_are_left_out() -> None:
-    timing = [{"models": ["tiny-gpt"], "tasks": ["words"], "methods": ["full", method], "grid": grid}
-              for method, grid in (("lora", "a"), ("head", "b"))]  # fmt: skip
+    timing = [
+        {"models": ["tiny-gpt"], "tasks": ["words"], "methods": ["full", method], "grid": grid}
+        for method, grid in (("lora", "a"), ("head", "b"))
+    ]
     grids = {"a": [block("lora")], "b": [block("head")]}
-    chosen = plan.load_config({"device": "cuda", "grids": grids, "timing": timing, "grid": "b"})
+    chosen = load_config({"device": "cuda", "grids": grids, "timing": timing, "grid": "b"})
     assert [one["methods"] for one in chosen["timing"]] == [["full", "head"]]
 
 
@@ -259,7 +350,7 @@ def test_comparisons_of_another_grid_are_left_out() -> None:
 def test_a_wrong_word_is_one_sentence(
     words: list[str], sentence: str, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["plan", "--config", str(file), *words]) == 2
+    assert parser.main(["plan", "--config", str(file), *words]) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
@@ -268,14 +359,14 @@ def test_a_wrong_word_is_one_sentence(
 @pytest.mark.parametrize("share", ["0", "1.1", "-1"])
 def test_an_efficiency_is_a_share(share: str, file: Path) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["plan", "--config", str(file), "--efficiency", share])
+        parser.main(["plan", "--config", str(file), "--efficiency", share])
 
 
 def test_a_config_without_anything_to_run_or_without_grids_says_so() -> None:
     with pytest.raises(BadInput, match="neither key 'cells' nor 'grids'"):
-        plan.load_config({"device": "cpu"})
+        load_config({"device": "cpu"})
     with pytest.raises(BadInput, match="no grid is called 'a'; its grids: none"):
-        plan.load_config({"cells": [block("full")], "grid": "a"})
+        load_config({"cells": [block("full")], "grid": "a"})
 
 
 # ------------------------------------------------------------------ epochs
@@ -283,14 +374,14 @@ def test_a_config_without_anything_to_run_or_without_grids_says_so() -> None:
 
 def test_epochs_become_steps_of_each_task() -> None:
     def steps(**more: Any) -> list[int]:
-        config = plan.load_config({"device": "cuda", "cells": [block("full", **more)]})
-        return [cell.training["steps"] for cell in plan.expand(config)]
+        config = load_config({"device": "cuda", "cells": [block("full", **more)]})
+        return [cell.training["steps"] for cell in expand(config)]
 
     assert steps(epochs=1) == [13]  # 100 examples in batches of 8
     assert steps(epochs=3) == [38]
     assert steps(epochs=3, set={"task.batch": 16, "task.train": 40}) == [8]
-    config = plan.load_config({"cells": [block("full", epochs=3)], "set": {"task.steps": 5}})
-    (cell,) = plan.expand(config)
+    config = load_config({"cells": [block("full", epochs=3)], "set": {"task.steps": 5}})
+    (cell,) = expand(config)
     assert cell.training["steps"] == 38
     assert "task.steps=38" in cell.command()
     with pytest.raises(BadInput, match=r"both 'epochs' and 'task\.steps'"):
@@ -308,26 +399,30 @@ GRIDS = ["vocab_pruning", "svfit", "safe", "came", "softlms"]
 @pytest.mark.parametrize("name", ["paper", "paper-lite"])
 def test_the_papers_configs_name_what_there_is(name: str) -> None:
     file = ROOT / "config" / f"{name}.yaml"
-    config = plan.load_config(file)
+    config = load_config(file)
     assert list(dict.fromkeys(one["grid"] for one in config["cells"])) == GRIDS
     assert config["seeds"] == [0, 1, 2]
-    parts = {grid: plan.expand(plan.load_config(file, grid)) for grid in GRIDS}
+    parts = {grid: expand(load_config(file, grid)) for grid in GRIDS}
     assert {cell.record_path for cells in parts.values() for cell in cells} == {
-        cell.record_path for cell in plan.expand(config)
+        cell.record_path for cell in expand(config)
     }
     for grid, cells in parts.items():
         assert {"full", grid} <= {cell.method for cell in cells}, "a baseline in each"
-    assert len(dag.Jobs(yaml.safe_load(file.read_text())).files("{cell}")) == len(plan.expand(config))
+    assert len(jobs.Jobs(yaml.safe_load(file.read_text())).files("{cell}")) == len(expand(config))
 
 
 def test_paper_lite_is_a_day_on_one_card_of_24_gb() -> None:
-    found = bill.draw_up(plan.load_config(ROOT / "config" / "paper-lite.yaml"), "L4")
+    found = cost.draw_up(load_config(ROOT / "config" / "paper-lite.yaml"), "L4")
     assert {row["status"] for row in found.rows} == {"ok"}
     total = found.totals()[-1]
     assert 0 < total["hours"] < 24
     assert total["largest_bytes"] <= 22.03 * 2**30
     for grid in GRIDS:
-        names = {(row["model"], row["task"]) for row in found.rows if grid in row["grids"] and len(row["grids"]) < 5}
+        names = {
+            (row["model"], row["task"])
+            for row in found.rows
+            if grid in row["grids"] and len(row["grids"]) < 5
+        }
         assert len({model for model, _ in names}) == 1
         assert len({task for _, task in names}) == 3
 
@@ -336,10 +431,12 @@ def test_paper_lite_is_a_day_on_one_card_of_24_gb() -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_paper_cell_is_predicted(grid: str) -> None:
-    config = plan.load_config(ROOT / "config" / "paper.yaml", grid)
-    found = bill.draw_up(config, "A100-80GB")
+    config = load_config(ROOT / "config" / "paper.yaml", grid)
+    found = cost.draw_up(config, "A100-80GB")
     assert {
-        (r["model"], r["task"], r["method"], r["reason"]) for r in found.rows if r["status"] == "unsupported"
+        (r["model"], r["task"], r["method"], r["reason"])
+        for r in found.rows
+        if r["status"] == "unsupported"
     } == set()
     total = found.totals()[-1]
     assert total["longest_hours"] * 60 < config["timeout_minutes"]

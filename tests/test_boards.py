@@ -1,4 +1,5 @@
-"""Decisions, fronts, budgets, scores across tasks and merged keys: what the tables made of boards say."""
+"""Decisions, fronts, budgets, scores across tasks and merged keys: what the tables made of boards
+say."""
 
 import copy
 import csv
@@ -14,21 +15,34 @@ from hypothesis import strategies as st
 from sample_records import failed, ok, place, write
 from scipy import stats as scipy_stats
 
-from leantune import cli, plan, registry, rows, stats, tables
-from leantune.decisions import decisions
+from leantune.cli import parser
 from leantune.errors import BadInput
-from leantune.fronts import BUDGETS, budgets, pareto
-from leantune.groups import MERGEABLE, Entry
-from leantune.overall import overall
-from leantune.rows import boards, leaderboard
+from leantune.metrics import stats
+from leantune.results import build
+from leantune.results import leaderboard as rows
+from leantune.results.comparable import MERGEABLE, Entry
+from leantune.results.decisions import decisions
+from leantune.results.leaderboard import boards, leaderboard
+from leantune.results.overall import overall
+from leantune.results.pareto import BUDGETS, budgets, pareto
+from leantune.results.publish import publish
+from leantune.spec import plugins
+from leantune.spec.cells import Cell
 
 METHODS = ["full", "head", "lora", "came", "svfit@r64"]
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MADE = {"leaderboard": rows.ranked, **{f.__name__: f for f in (decisions, overall, pareto, budgets)}}
+QUICK = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+MADE = {
+    "leaderboard": rows.ranked,
+    **{f.__name__: f for f in (decisions, overall, pareto, budgets)},
+}
 
 
 def entries(*records):
-    return [Entry(f"{place(record)} {i}", record["status"], record) for i, record in enumerate(records)]
+    return [
+        Entry(f"{place(record)} {i}", record["status"], record) for i, record in enumerate(records)
+    ]
 
 
 def made(*records, across=()):
@@ -46,14 +60,22 @@ def cell(method="full", seed=0, quality=0.8, **more):
     record = ok(method, seed, quality, more.pop("peak", 1000), **more)
     record["time"]["step_seconds_median"] = more.get("seconds", 0.5)
     record["time"]["vs_full"] = more.get("vs_full")
-    record["size"] = {"checkpoint_bytes": more.get("stored", 10), "deployed_parameters": 1, "deployed_bytes": 1}
+    record["size"] = {
+        "checkpoint_bytes": more.get("stored", 10),
+        "deployed_parameters": 1,
+        "deployed_bytes": 1,
+    }
     return record
 
 
 def scored(model, task, **qualities):
     """Three seeds of each method, the quality one noise step below, at and above the one given."""
     steps = enumerate((-0.01, 0.0, 0.01))
-    return [cell(m, s, q + step, model=model, task=task) for s, step in steps for m, q in qualities.items()]
+    return [
+        cell(m, s, q + step, model=model, task=task)
+        for s, step in steps
+        for m, q in qualities.items()
+    ]
 
 
 @st.composite
@@ -65,15 +87,31 @@ LEVELS = st.integers(0, 20).map(lambda n: n / 20)
 CELLS = st.lists(
     st.builds(
         lambda m, seed, quality, batch, task, peak, seconds, stored, predictions: cell(
-            m, seed, quality, key={"batch": batch}, task=task, peak=peak, seconds=seconds, stored=stored,
-            predictions=predictions, references=[1.0] * 30,
+            m,
+            seed,
+            quality,
+            key={"batch": batch},
+            task=task,
+            peak=peak,
+            seconds=seconds,
+            stored=stored,
+            predictions=predictions,
+            references=[1.0] * 30,
         ),
-        st.sampled_from(METHODS), st.integers(0, 3), LEVELS, st.sampled_from([8, 16]),
-        st.sampled_from(["sentiment", "valence"]), st.integers(1, 4), st.integers(1, 4).map(float), st.integers(1, 4),
+        st.sampled_from(METHODS),
+        st.integers(0, 3),
+        LEVELS,
+        st.sampled_from([8, 16]),
+        st.sampled_from(["sentiment", "valence"]),
+        st.integers(1, 4),
+        st.integers(1, 4).map(float),
+        st.integers(1, 4),
         example_hits(),
     ),
-    min_size=1, max_size=14, unique_by=place,
-)  # fmt: skip
+    min_size=1,
+    max_size=14,
+    unique_by=place,
+)
 
 
 # ------------------------------------------------------------------ every table
@@ -88,7 +126,11 @@ def test_no_table_depends_on_the_order_of_records(records, rng):
 
 
 @QUICK
-@given(CELLS, st.sampled_from(METHODS), st.sampled_from(["oom", "timeout", "diverged", "unsupported", "error"]))
+@given(
+    CELLS,
+    st.sampled_from(METHODS),
+    st.sampled_from(["oom", "timeout", "diverged", "unsupported", "error"]),
+)
 def test_a_failed_record_changes_no_decision(records, method, status):
     first = records[0]
     more = failed(method, 9, status, key=first["key"], task=first["cell"]["task"])
@@ -96,7 +138,10 @@ def test_a_failed_record_changes_no_decision(records, method, status):
     for name in ("decisions", "pareto", "budgets", "overall"):
         bare = [[{**row, "failed_seeds": None} for row in found[name]] for found in (before, after)]
         assert bare[0] == bare[1]
-    tiers = [{(r["key"], r["task"], r["method"]): r.get("tier") for r in f["leaderboard"]} for f in (before, after)]
+    tiers = [
+        {(r["key"], r["task"], r["method"]): r.get("tier") for r in f["leaderboard"]}
+        for f in (before, after)
+    ]
     assert tiers[1] == {**tiers[1], **tiers[0]}
     assert all(tier is None for place, tier in tiers[1].items() if place not in tiers[0])
 
@@ -117,7 +162,10 @@ def test_another_batch_size_changes_nothing_but_the_note_on_it(records):
     alone = [made(*[r for r in records if r["key"]["batch"] == batch]) for batch in (8, 16)]
     for name in ("leaderboard", "pareto", "budgets", "decisions"):
         apart = [{**row, "not_ranked_with": None} for found in alone for row in found[name]]
-        order = lambda row: (row["key"], row["task"], str(row.get("method")), str(row.get("budget_kind")))  # noqa: E731
+
+        def order(row):
+            return (row["key"], row["task"], str(row.get("method")), str(row.get("budget_kind")))
+
         together = [{**row, "not_ranked_with": None} for row in both[name]]
         assert sorted(together, key=order) == sorted(apart, key=order)
     for row in both["decisions"]:
@@ -136,9 +184,16 @@ def test_a_clear_winner_is_named_with_the_interval_of_the_paired_difference():
     found += [cell("full", s, b + g) for s, (b, g) in enumerate(zip(base, gains, strict=True))]
     (row,) = decisions(boards(entries(*found)))
     half = scipy_stats.t.ppf(0.975, 4) * scipy_stats.sem(gains)
-    assert (row["best"], row["runner_up"], row["tier_1"], row["noise_from"]) == ("full", "lora", "full", "seeds")
+    assert (row["best"], row["runner_up"], row["tier_1"], row["noise_from"]) == (
+        "full",
+        "lora",
+        "full",
+        "seeds",
+    )
     assert row["gap"] == pytest.approx(0.1)
-    assert (row["difference_low"], row["difference_high"]) == pytest.approx((0.1 - half, 0.1 + half))
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx(
+        (0.1 - half, 0.1 + half)
+    )
     pooled = math.sqrt((np.var(base, ddof=1) + np.var(np.add(base, gains), ddof=1)) / 2)
     assert row["noise_floor"] == pytest.approx(pooled)
     assert row["says"].startswith("full is best, 0.1 ahead of lora in accuracy (95 % interval")
@@ -157,7 +212,11 @@ def test_what_the_seeds_do_not_separate_decides_nothing_and_says_how_many_would(
 
 def test_a_gap_below_the_noise_decides_nothing_though_pairing_would():
     noise = [0.0, 0.1, -0.1, 0.2, -0.2]
-    found = [cell(m, s, 0.7 + gap + x) for s, x in enumerate(noise) for m, gap in [("full", 0.01), ("lora", 0.0)]]
+    found = [
+        cell(m, s, 0.7 + gap + x)
+        for s, x in enumerate(noise)
+        for m, gap in [("full", 0.01), ("lora", 0.0)]
+    ]
     (row,) = decisions(boards(entries(*found)))
     assert (row["tier_1"], row["more_seeds"]) == ("full", 0)
     assert row["says"].startswith("this decides nothing: ")
@@ -167,7 +226,11 @@ def test_a_gap_below_the_noise_decides_nothing_though_pairing_would():
 def four_and(name, scores, noise):
     """Three seeds of four methods with that much noise, and of one more with these scores."""
     means = {"full": 0.8, "lora": 0.799, "svfit": 0.75, "head": 0.6}
-    found = [cell(m, s, q + noise * ((s + i) % 3 - 1)) for i, (m, q) in enumerate(means.items()) for s in range(3)]
+    found = [
+        cell(m, s, q + noise * ((s + i) % 3 - 1))
+        for i, (m, q) in enumerate(means.items())
+        for s in range(3)
+    ]
     return [*found, *(cell(name, seed, score) for seed, score in enumerate(scores))]
 
 
@@ -178,9 +241,13 @@ def test_what_varies_far_more_than_all_others_is_not_placed_and_lends_nobody_its
     assert [rows[m]["tier"] for m in ("full", "lora", "svfit", "head", "svd")] == [1, 1, 2, 3, None]
     assert rows["svd"]["quality_mean"] == pytest.approx(0.7)
     (row,) = decisions(board)
-    without = decisions(boards(entries(*(one for one in found if one["cell"]["method"] != "svd"))))[0]
+    without = decisions(boards(entries(*(one for one in found if one["cell"]["method"] != "svd"))))[
+        0
+    ]
     assert row["noise_floor"] == without["noise_floor"] < 0.02
-    assert row["says"] == (without["says"] + "; not placed, as it varies far more over seeds than the others: svd")
+    assert row["says"] == (
+        without["says"] + "; not placed, as it varies far more over seeds than the others: svd"
+    )
     assert "the 2 methods of tier 1 are not told apart: full is" in row["says"]
     assert "; 2 others are told apart from the best; " in row["says"]
 
@@ -196,18 +263,29 @@ def test_what_varies_far_more_is_placed_where_that_still_tells_it_from_every_oth
 def test_what_is_best_by_less_than_the_noise_still_decides_who_is_worse():
     noise = [0.0, 0.1, -0.1, 0.2, -0.2]
     gaps = [("full", 0.01), ("lora", 0.0), ("head", -0.6)]
-    (row,) = decisions(boards(entries(*(cell(m, s, 0.7 + g + x) for s, x in enumerate(noise) for m, g in gaps))))
+    (row,) = decisions(
+        boards(entries(*(cell(m, s, 0.7 + g + x) for s, x in enumerate(noise) for m, g in gaps)))
+    )
     assert row["tier_1"] == "full"
     assert row["says"].startswith("full is 0.01 ahead of lora in accuracy")
-    assert ", within the noise floor of 0.158; 2 others are told apart from the best; " in row["says"]
+    assert (
+        ", within the noise floor of 0.158; 2 others are told apart from the best; " in row["says"]
+    )
 
 
 def test_one_seed_has_its_noise_from_the_test_examples_of_the_best():
     truth = [1.0] * 400
     better, worse = ([float(i >= wrong) for i in range(400)] for wrong in (40, 80))
-    records = [ok(m, 0, np.mean(p), predictions=p, references=truth) for m, p in [("lora", worse), ("full", better)]]
+    records = [
+        ok(m, 0, np.mean(p), predictions=p, references=truth)
+        for m, p in [("lora", worse), ("full", better)]
+    ]
     (row,) = decisions(boards(entries(*records)))
-    assert (row["noise_from"], row["difference_from"], row["best"]) == ("examples", "examples", "full")
+    assert (row["noise_from"], row["difference_from"], row["best"]) == (
+        "examples",
+        "examples",
+        "full",
+    )
     assert row["noise_floor"] == pytest.approx(math.sqrt(0.9 * 0.1 / 400), rel=0.05)
     assert row["says"].startswith("full is best, 0.1 ahead of lora in accuracy")
 
@@ -222,10 +300,14 @@ def test_without_predictions_one_seed_decides_nothing():
 
 
 def test_controls_are_no_decision():
-    found = [cell("full", s, 0.8) for s in (0, 1)] + [cell("tfidf", s, 0.9, model="none") for s in (0, 1)]
+    found = [cell("full", s, 0.8) for s in (0, 1)] + [
+        cell("tfidf", s, 0.9, model="none") for s in (0, 1)
+    ]
     tables_ = made(*found)
     assert all(
-        row["model"] != "none" for name in ("decisions", "overall", "pareto", "budgets") for row in tables_[name]
+        row["model"] != "none"
+        for name in ("decisions", "overall", "pareto", "budgets")
+        for row in tables_[name]
     )
 
 
@@ -252,7 +334,9 @@ def test_one_seed_has_an_interval_over_its_test_examples():
     low, high = scipy_stats.norm.interval(0.95, 0.8, math.sqrt(0.8 * 0.2 / 400))
     assert (row["quality_low"], row["quality_high"]) == pytest.approx((low, high), abs=0.004)
     assert row["interval_from"] == "examples"
-    both = leaderboard(entries(*[ok("full", s, 0.8, predictions=hits, references=[1.0] * 400) for s in (0, 1)]))
+    both = leaderboard(
+        entries(*[ok("full", s, 0.8, predictions=hits, references=[1.0] * 400) for s in (0, 1)])
+    )
     assert both[0]["interval_from"] == "seeds"
     assert leaderboard(entries(ok("full")))[0]["interval_from"] is None
 
@@ -263,7 +347,15 @@ def test_the_interval_of_a_language_model_is_per_token():
     tokens = rng.integers(1, 60, 200).astype(float)
     losses = tokens * rng.normal(3.5, 0.3, 200)
     score = losses.sum() / tokens.sum()
-    record = ok("full", 0, score, metric="loss", higher=False, predictions=list(losses), references=list(tokens))
+    record = ok(
+        "full",
+        0,
+        score,
+        metric="loss",
+        higher=False,
+        predictions=list(losses),
+        references=list(tokens),
+    )
     (row,) = leaderboard(entries(record))
     assert row["quality_low"] < score < row["quality_high"] < row["quality_low"] + 0.2
 
@@ -271,8 +363,10 @@ def test_the_interval_of_a_language_model_is_per_token():
 def test_the_peak_to_the_target_is_that_of_the_intervals_before_it():
     late = cell("safe", peak=300)
     late["memory"]["tensors"]["intervals"] = [
-        {"step": 0, "peak_bytes": 100}, {"step": 10, "peak_bytes": 300}, {"step": 20, "peak_bytes": 50},
-    ]  # fmt: skip
+        {"step": 0, "peak_bytes": 100},
+        {"step": 10, "peak_bytes": 300},
+        {"step": 20, "peak_bytes": 50},
+    ]
     reached = {0: None, 5: 100, 10: 100, 11: 300, 40: 300}
     for steps, expected in reached.items():
         late["quality"].update(steps_to_target=steps or None, seconds_to_target=steps or None)
@@ -292,16 +386,23 @@ def test_the_peak_to_the_target_is_that_of_the_intervals_before_it():
 
 
 def test_overall_scales_each_task_between_head_and_full():
-    records = scored("m", "a", head=0.5, full=0.9, lora=0.8) + scored("m", "b", head=0.2, full=0.4, lora=0.45)
+    records = scored("m", "a", head=0.5, full=0.9, lora=0.8) + scored(
+        "m", "b", head=0.2, full=0.4, lora=0.45
+    )
     for record in records:
-        record["memory"]["peak_bytes"] = {"full": 1000, "lora": {"a": 250, "b": 640}[record["cell"]["task"]]}.get(
-            record["cell"]["method"], 100
-        )
+        record["memory"]["peak_bytes"] = {
+            "full": 1000,
+            "lora": {"a": 250, "b": 640}[record["cell"]["task"]],
+        }.get(record["cell"]["method"], 100)
     found = by_method(overall(boards(entries(*records))))
     assert found["lora"]["mean"] == pytest.approx((0.75 + 1.25) / 2)
     assert found["lora"]["peak_vs_full"] == pytest.approx(math.sqrt(0.25 * 0.64))
     assert (found["full"]["mean"], found["head"]["mean"]) == pytest.approx((1.0, 0.0))
-    assert (found["lora"]["tasks"], found["lora"]["iqm"], found["lora"]["left_out"]) == (2, None, None)
+    assert (found["lora"]["tasks"], found["lora"]["iqm"], found["lora"]["left_out"]) == (
+        2,
+        None,
+        None,
+    )
 
 
 def test_overall_of_a_loss_and_from_four_tasks_the_middle_half():
@@ -323,7 +424,11 @@ def test_overall_leaves_out_what_has_no_scale_and_names_it():
     records += scored("m", "headless", full=0.8, lora=0.9)
     row = by_method(overall(boards(entries(*records))))["lora"]
     assert (row["tasks"], row["task_names"]) == (1, "a")
-    assert [part.split(" ")[0] for part in row["left_out"].split("; ")] == ["flat", "headless", "worse"]
+    assert [part.split(" ")[0] for part in row["left_out"].split("; ")] == [
+        "flat",
+        "headless",
+        "worse",
+    ]
     assert "noise floor 0.01" in row["left_out"]
 
 
@@ -360,11 +465,15 @@ def test_a_front_is_not_dominated_and_covers_the_rest(records):
 def test_a_difference_within_the_noise_is_a_tie_on_the_front():
     noisy = scored("m", "t", full=0.805, lora=0.8, came=0.7)
     for record in noisy:
-        record["memory"]["peak_bytes"] = {"full": 900, "lora": 300, "came": 300}[record["cell"]["method"]]
+        record["memory"]["peak_bytes"] = {"full": 900, "lora": 300, "came": 300}[
+            record["cell"]["method"]
+        ]
     found = by_method(pareto(boards(entries(*noisy))))
     assert {m: (r["on_front"], r["dominated_by"]) for m, r in found.items()} == {
-        "lora": (True, None), "full": (False, "lora"), "came": (False, "lora"),
-    }  # fmt: skip
+        "lora": (True, None),
+        "full": (False, "lora"),
+        "came": (False, "lora"),
+    }
 
 
 def test_ties_do_not_chain():
@@ -373,15 +482,20 @@ def test_ties_do_not_chain():
     for record in found:
         record["memory"]["peak_bytes"] = {"a": 1, "b": 2, "c": 3}[record["cell"]["method"]]
     assert {m: r["on_front"] for m, r in by_method(pareto(boards(entries(*found)))).items()} == {
-        "a": True, "b": False, "c": True,
-    }  # fmt: skip
+        "a": True,
+        "b": False,
+        "c": True,
+    }
 
 
 def test_fronts_use_the_timing_rule_where_all_have_it_and_nothing_where_a_figure_is_missing():
     fast, slow = cell("lora", seconds=9.0, vs_full=0.5), cell("full", seconds=1.0, vs_full=1.0)
-    assert {m: r["on_front"] for m, r in by_method(pareto(boards(entries(fast, slow)))).items()} == {
-        "lora": True, "full": False,
-    }  # fmt: skip
+    assert {
+        m: r["on_front"] for m, r in by_method(pareto(boards(entries(fast, slow)))).items()
+    } == {
+        "lora": True,
+        "full": False,
+    }
     slow["time"].update(vs_full=None)
     assert by_method(pareto(boards(entries(fast, slow))))["full"]["on_front"] is True
     slow["time"]["step_seconds_median"] = None
@@ -412,9 +526,14 @@ def test_budgets_are_staircases_to_the_best_score(records, higher):
 def test_keys_are_merged_by_name_only():
     here, there = cell("full", quality=0.9), cell("lora", quality=0.8, key={"batch": 8})
     assert [row["key"] for row in leaderboard(entries(here, there))] == ["cpu-b16", "cpu-b8"]
-    assert [row["key"] for row in leaderboard(entries(here, there), ["length"])] == ["cpu-b16", "cpu-b8"]
+    assert [row["key"] for row in leaderboard(entries(here, there), ["length"])] == [
+        "cpu-b16",
+        "cpu-b8",
+    ]
     found = made(here, there, across=["batch"])
-    assert {row["key"] for name in MADE if name != "overall" for row in found[name]} == {"cpu-b16~cpu-b8"}
+    assert {row["key"] for name in MADE if name != "overall" for row in found[name]} == {
+        "cpu-b16~cpu-b8"
+    }
     assert found["decisions"][0]["not_ranked_with"] is None
     assert by_method(found["leaderboard"])["lora"]["step_seconds_median"] == 0.5
 
@@ -457,32 +576,34 @@ def test_an_unknown_field_is_refused_by_the_known_ones(tmp_path, capsys):
     for field in ("samples", "measurement", "colour"):
         with pytest.raises(BadInput, match=f"'{field}'"):
             boards([], [field])
-    config = registry.roots()[0] / "config" / "smoke.yaml"
+    config = plugins.roots()[0] / "config" / "smoke.yaml"
     words = ["tables", "--config", str(config), "--output", str(tmp_path), "--across"]
-    assert cli.main([*words, "colour"]) == 2
+    assert parser.main([*words, "colour"]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert all(field in err for field in MERGEABLE)
-    assert cli.main([*words, "batch", "--across", "hardware"]) == 0
+    assert parser.main([*words, "batch", "--across", "hardware"]) == 0
 
 
 # ------------------------------------------------------------------ files
 
 
 def test_every_table_is_written_named_by_the_workflow_and_published(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "is_stale", lambda record: False)
+    monkeypatch.setattr("leantune.results.load.is_stale", lambda record: False)
     write(tmp_path / "run", *scored("minilm-l6", "sentiment", head=0.5, full=0.9, lora=0.8))
-    tables.write_tables(tmp_path / "run")
+    build.write_tables(tmp_path / "run")
     written = {file.name for file in (tmp_path / "run" / "tables").iterdir()}
-    named = (registry.roots()[0] / "Snakefile").read_text().split("TABLES = {")[1].split("}")[0]
+    named = (plugins.roots()[0] / "Snakefile").read_text().split("TABLES = {")[1].split("}")[0]
     assert written == {f"{name}.csv" for name in re.findall(r'"(\w+)":', named)}
-    tables.publish(tmp_path / "run", tmp_path / "results", _nothing())
+    publish(tmp_path / "run", tmp_path / "results", _nothing())
     for name in written:
-        assert (tmp_path / "results" / "tables" / name).read_text() == (tmp_path / "run" / "tables" / name).read_text()
+        assert (tmp_path / "results" / "tables" / name).read_text() == (
+            tmp_path / "run" / "tables" / name
+        ).read_text()
     assert _read(tmp_path / "results" / "tables" / "decisions.csv")[0]["best"] == "full"
 
 
-def _nothing() -> list[plan.Cell]:
+def _nothing() -> list[Cell]:
     return []
 
 
@@ -495,7 +616,11 @@ def test_a_row_says_what_tuning_chose_and_whether_it_was_at_the_edge():
     tuned = ok("came")
     trial = {"trial": 0, "settings": {}, "status": "ok", "value": 0.8}
     tuned["tuning"] = {
-        "came": {"trials": [trial] * 3, "settings": {"came.lr_scale": 0.22}, "at_edge": ["came.lr_scale"]}
+        "came": {
+            "trials": [trial] * 3,
+            "settings": {"came.lr_scale": 0.22},
+            "at_edge": ["came.lr_scale"],
+        }
     }
     entries = [Entry(place(r), "ok", r) for r in (tuned, ok("full"))]
     found = {row["method"]: row for row in leaderboard(entries)}

@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 from sample_records import failed as failed_record
 from sample_records import ok, place, write
 
-from leantune import calibration, cli, plan, tables
+from leantune.cli import parser
 from leantune.errors import BadInput
-from leantune.published import markdown_leaderboard
-from leantune.rows import Entry, cells, leaderboard
+from leantune.results import calibration
+from leantune.results.comparable import Entry
+from leantune.results.leaderboard import cells, leaderboard
+from leantune.results.readme import markdown_leaderboard
+from leantune.spec.config import CALIBRATION_LIMITS, load_config
 
 TRUTH = [float(i % 2) for i in range(200)]
 HALF = [float(i // 2 % 2) for i in range(200)]  # right half of the time
-LIMITS = plan.CALIBRATION_LIMITS
+LIMITS = CALIBRATION_LIMITS
 
 
 def controls(ballast=2**26, slept=0.2):
@@ -45,15 +48,25 @@ def found(records, limits=LIMITS):
 def test_a_sound_meter_passes_every_check_but_that_of_a_gpu():
     rows = found(controls())
     assert tuple(rows) == calibration.CHECKS
-    assert {name for name, row in rows.items() if row["passed"] is not True} == {"allocate_64mib_cuda"}
-    assert rows["allocate_64mib_tensors"]["measured"] == rows["allocate_64mib_tensors"]["expected"] == 2**26
+    assert {name for name, row in rows.items() if row["passed"] is not True} == {
+        "allocate_64mib_cuda"
+    }
+    assert (
+        rows["allocate_64mib_tensors"]["measured"]
+        == rows["allocate_64mib_tensors"]["expected"]
+        == 2**26
+    )
     assert rows["sleep"]["measured"] == pytest.approx(0.2)
     assert rows["random"]["expected"] == pytest.approx(0.5)
-    assert rows["random"]["limit"] == pytest.approx(18 / 200)  # scipy: 99 % of 200 fair coins fall in 82 ... 118
+    assert rows["random"]["limit"] == pytest.approx(
+        18 / 200
+    )  # scipy: 99 % of 200 fair coins fall in 82 ... 118
 
 
 def test_without_records_nothing_passes():
-    assert [row["passed"] for row in calibration.rows([], LIMITS)] == ["not_run"] * len(calibration.CHECKS)
+    assert [row["passed"] for row in calibration.rows([], LIMITS)] == ["not_run"] * len(
+        calibration.CHECKS
+    )
     stale = [Entry(place(r), "stale", r) for r in controls()]
     assert {row["passed"] for row in calibration.rows(stale, LIMITS)} == {"not_run"}
 
@@ -72,13 +85,19 @@ def test_what_a_gpu_reports_may_differ_by_the_limit():
         assert found(records)["allocate_64mib_cuda"]["passed"] is passed
 
 
-@pytest.mark.parametrize(("slept", "passed"), [(0.299, True), (0.101, True), (0.301, False), (0.0, False)])
+@pytest.mark.parametrize(
+    ("slept", "passed"), [(0.299, True), (0.101, True), (0.301, False), (0.0, False)]
+)
 def test_the_slept_time_has_a_limit_of_its_own(slept, passed):
     assert found(controls(slept=slept))["sleep"]["passed"] is passed
-    assert found(controls(slept=slept), {"limit": 0.0, "sleep_limit": 2.0})["sleep"]["passed"] is True
+    assert (
+        found(controls(slept=slept), {"limit": 0.0, "sleep_limit": 2.0})["sleep"]["passed"] is True
+    )
 
 
-@pytest.mark.parametrize("change", [{"batch": 8}, {"samples": "other"}, {"hardware": "other"}, {"torch": "9.9"}])
+@pytest.mark.parametrize(
+    "change", [{"batch": 8}, {"samples": "other"}, {"hardware": "other"}, {"torch": "9.9"}]
+)
 def test_a_head_of_another_key_is_no_floor(change):
     records = controls()
     records[0]["key"].update(change)
@@ -96,7 +115,10 @@ def test_a_head_of_another_seed_model_or_status_is_no_floor():
 
 
 def test_a_trained_weight_or_head_fails():
-    for path, name in ((("parameters", "trainable"), "parameters"), (("size", "checkpoint_bytes"), "stored")):
+    for path, name in (
+        (("parameters", "trainable"), "parameters"),
+        (("size", "checkpoint_bytes"), "stored"),
+    ):
         records = controls()
         records[3][path[0]][path[1]] = 1
         rows = found(records)
@@ -107,7 +129,10 @@ def test_on_a_language_model_the_score_must_be_that_of_zero_shot():
     lm = {"task": "dialogue", "metric": "loss", "higher": False}
     nothing, untrained = ok("train_nothing", quality=3.5, **lm), ok("zero_shot", quality=3.5, **lm)
     assert found([nothing, untrained])["train_nothing_score"]["passed"] is True
-    assert found([nothing, ok("zero_shot", quality=3.5001, **lm)])["train_nothing_score"]["passed"] is False
+    assert (
+        found([nothing, ok("zero_shot", quality=3.5001, **lm)])["train_nothing_score"]["passed"]
+        is False
+    )
     assert found([nothing])["train_nothing_score"]["passed"] == "not_run"
 
 
@@ -119,7 +144,9 @@ def test_guesses_that_know_too_much_or_too_little_fail(right):
     assert found(records)["random"]["passed"] is False
 
 
-@pytest.mark.parametrize(("value", "passed"), [(0.0, True), (0.17, True), (-0.17, True), (0.19, False), (-0.19, False)])
+@pytest.mark.parametrize(
+    ("value", "passed"), [(0.0, True), (0.17, True), (-0.17, True), (0.19, False), (-0.19, False)]
+)
 def test_a_guessed_correlation_is_near_zero(value, passed):
     """n = 200: the 99 % bound of r is t / sqrt(n - 2 + t^2) with t = 2.6009, so 0.1818."""
     guesses = ok("random", quality=value, metric="pearson", predictions=HALF, references=TRUTH)
@@ -135,7 +162,9 @@ def test_chance_passes_for_about_99_of_100_guessers():
         truth = [float(generator.random() < 0.2) for _ in range(300)]
         guesses = [float(generator.random() < 0.2) for _ in range(300)]
         share = sum(a == b for a, b in zip(truth, guesses, strict=True)) / 300
-        passed += found([ok("random", quality=share, predictions=guesses, references=truth)])["random"]["passed"]
+        passed += found([ok("random", quality=share, predictions=guesses, references=truth)])[
+            "random"
+        ]["passed"]
     assert passed >= 388  # 97 %; the interval is wide for unequal classes
 
 
@@ -154,14 +183,19 @@ def test_the_worst_prediction_in_either_direction_is_the_row():
     row = found(records)["measured_over_predicted"]
     assert (row["passed"], row["error"]) == (False, pytest.approx(20 / 1020))
     assert "sleep" in row["why"]
-    assert found(records, {"limit": 0.02, "sleep_limit": 0.2})["measured_over_predicted"]["passed"] is True
+    assert (
+        found(records, {"limit": 0.02, "sleep_limit": 0.2})["measured_over_predicted"]["passed"]
+        is True
+    )
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.permutations(range(6)), st.sampled_from([None, 7]))
 def test_rows_do_not_depend_on_record_order(order, off):
     records = controls(ballast=2**26 + (off or 0))
-    assert calibration.rows(entries(records), LIMITS) == calibration.rows(entries([records[i] for i in order]), LIMITS)
+    assert calibration.rows(entries(records), LIMITS) == calibration.rows(
+        entries([records[i] for i in order]), LIMITS
+    )
 
 
 # ------------------------------------------------------------------ files and commands
@@ -170,7 +204,7 @@ def test_rows_do_not_depend_on_record_order(order, off):
 @pytest.fixture
 def configured(tmp_path, monkeypatch):
     """A function that writes records as a run's output and a config that allows whatever ended how."""
-    monkeypatch.setattr(tables, "is_stale", lambda record: False)
+    monkeypatch.setattr("leantune.results.load.is_stale", lambda record: False)
     monkeypatch.chdir(tmp_path)
 
     def write_run(records, **more):
@@ -186,7 +220,7 @@ def configured(tmp_path, monkeypatch):
 
 def test_tables_are_written_also_where_a_check_fails(configured, tmp_path):
     config = configured(controls(ballast=2**26 + 1))
-    assert cli.main(["tables", "--config", config]) == 0
+    assert parser.main(["tables", "--config", config]) == 0
     with (tmp_path / "out" / "tables" / "calibration.csv").open() as file:
         rows = {row["check"]: row for row in csv.DictReader(file)}
     assert list(next(iter(rows.values())))[:8] == [
@@ -199,7 +233,10 @@ def test_tables_are_written_also_where_a_check_fails(configured, tmp_path):
         "limit",
         "passed",
     ]
-    assert (rows["allocate_64mib_tensors"]["measured"], rows["allocate_64mib_tensors"]["passed"]) == (
+    assert (
+        rows["allocate_64mib_tensors"]["measured"],
+        rows["allocate_64mib_tensors"]["passed"],
+    ) == (
         "67108865",
         "false",
     )
@@ -209,29 +246,29 @@ def test_tables_are_written_also_where_a_check_fails(configured, tmp_path):
 def test_gate_and_publish_heed_the_limits(configured, tmp_path, capsys):
     wrong = controls(slept=0.35)
     config = configured(wrong)
-    assert cli.main(["gate", "--config", config]) == 1
+    assert parser.main(["gate", "--config", config]) == 1
     said = capsys.readouterr().err
     assert "sleep" in said
     assert "allocate_64mib" not in said
-    assert cli.main(["publish", "--config", config, "--to", str(tmp_path / "published")]) == 2
+    assert parser.main(["publish", "--config", config, "--to", str(tmp_path / "published")]) == 2
     said = capsys.readouterr().err
     assert "the calibration failed (sleep)" in said
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "published").exists()
 
     config = configured(wrong, calibration={"sleep_limit": 1.0})
-    assert cli.main(["gate", "--config", config]) == 0
+    assert parser.main(["gate", "--config", config]) == 0
     readme = tmp_path / "README.md"
     readme.write_text("<!-- leaderboard:begin -->\nold\n<!-- leaderboard:end -->")
     words = ["--to", str(tmp_path / "published"), "--readme", str(readme)]
-    assert cli.main(["publish", "--config", config, *words]) == 0
+    assert parser.main(["publish", "--config", config, *words]) == 0
     assert (tmp_path / "published" / "tables" / "calibration.csv").is_file()
     assert "old" not in readme.read_text()
 
 
 def test_what_a_control_scores_decides_nothing(configured, tmp_path):
     config = configured(controls())
-    assert cli.main(["publish", "--config", config, "--to", str(tmp_path / "published")]) == 0
+    assert parser.main(["publish", "--config", config, "--to", str(tmp_path / "published")]) == 0
     for name in ("leaderboard", "decisions", "pareto", "budgets", "overall"):
         lines = (tmp_path / "published" / "tables" / f"{name}.csv").read_text().splitlines()
         assert len(lines) == 1, name  # the header
@@ -240,19 +277,25 @@ def test_what_a_control_scores_decides_nothing(configured, tmp_path):
 
 def test_limits_have_defaults_and_a_schema():
     config = {"cells": [{"models": ["m"], "tasks": ["t"], "methods": ["full"]}]}
-    assert plan.load_config(config)["calibration"] == {"limit": 0.01, "sleep_limit": 0.5}
-    assert plan.load_config({**config, "calibration": {"limit": 0.05}})["calibration"]["sleep_limit"] == 0.5
+    assert load_config(config)["calibration"] == {"limit": 0.01, "sleep_limit": 0.5}
+    assert (
+        load_config({**config, "calibration": {"limit": 0.05}})["calibration"]["sleep_limit"] == 0.5
+    )
     with pytest.raises(BadInput, match=r"calibration.*'limits' was unexpected"):
-        plan.load_config({**config, "calibration": {"limits": 1}})
+        load_config({**config, "calibration": {"limits": 1}})
 
 
 def test_controls_are_among_the_cells_and_in_no_leaderboard():
     real = [ok(m, key={"batch": 8}) for m in ("full", "head")]
     beside = [copy.deepcopy(real[0]) for _ in range(3)]
-    for record, method, model in zip(beside, ("random", "tfidf", "sleep"), ("none", "none", "minilm-l6"), strict=True):
+    for record, method, model in zip(
+        beside, ("random", "tfidf", "sleep"), ("none", "none", "minilm-l6"), strict=True
+    ):
         record["cell"].update(method=method, model=model)
     every = entries([*controls(), *real, *beside])
-    assert {"allocate_64mib", "sleep", "train_nothing", "random"} <= {row["method"] for row in cells(every)}
+    assert {"allocate_64mib", "sleep", "train_nothing", "random"} <= {
+        row["method"] for row in cells(every)
+    }
     rows = leaderboard(calibration.without_controls(every))
     assert sorted(row["method"] for row in rows) == ["full", "head", "tfidf"]
     text = markdown_leaderboard(rows)

@@ -1,4 +1,5 @@
-"""CAME: every exact check of its specification, against came-pytorch 0.1.3 and pytorch_optimizer 4.1."""
+"""CAME: every exact check of its specification, against came-pytorch 0.1.3 and pytorch_optimizer
+4.1."""
 
 from __future__ import annotations
 
@@ -17,19 +18,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_optimizer import CAME as SecondOracle
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForPreTraining, AutoModelForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
 from leantune.errors import BadInput
 from leantune.meter.tensors import TensorMeter
-from leantune.registry import load_method
+from leantune.training.stack import load_method
 
 CAME = sys.modules[load_method("came").__module__].CAME
 SHAPES = [(7,), (), (5, 3), (1, 6), (6, 1), (1, 1), (2, 5, 3), (2, 2, 3, 4)]
 
 
-def parameters(shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
+def parameters(
+    shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64
+) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in shapes]
+    return [
+        nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype))
+        for s in shapes
+    ]
 
 
 def run(
@@ -44,7 +55,11 @@ def run(
     for step in range(steps):
         for i, p in enumerate(params):
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            g = gradient(step, p, generator) if gradient else (noise + 0.3) * 10.0 ** (-i) * (1 + step % 5)
+            g = (
+                gradient(step, p, generator)
+                if gradient
+                else (noise + 0.3) * 10.0 ** (-i) * (1 + step % 5)
+            )
             p.grad = g.to(p.dtype)
         optimizer.step()
     return [p.detach().clone() for p in params]
@@ -69,7 +84,11 @@ def test_equal_to_came_pytorch_0_1_3(decay: float, clip: float, block: int) -> N
     a, b = run(ours, optimizer, 200), run(theirs, reference, 200)
     close(a, b, 1e-12)
     for p, q in zip(ours, theirs, strict=True):
-        close(list(optimizer.state[p].values()), [reference.state[q][k] for k in optimizer.state[p]], 1e-11)
+        close(
+            list(optimizer.state[p].values()),
+            [reference.state[q][k] for k in optimizer.state[p]],
+            1e-11,
+        )
     assert all(not torch.equal(x, p) for x, p in zip(a, parameters(SHAPES), strict=True))
 
 
@@ -77,7 +96,11 @@ def test_equal_to_came_pytorch_0_1_3(decay: float, clip: float, block: int) -> N
 def test_equal_to_pytorch_optimizer_4_1(block: int) -> None:
     assert version("pytorch-optimizer").startswith("4.1")
     ours, theirs = parameters(SHAPES), parameters(SHAPES)
-    close(run(ours, CAME(ours, lr=1e-2, block=block), 50), run(theirs, SecondOracle(theirs, lr=1e-2), 50), 1e-12)
+    close(
+        run(ours, CAME(ours, lr=1e-2, block=block), 50),
+        run(theirs, SecondOracle(theirs, lr=1e-2), 50),
+        1e-12,
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -86,7 +109,9 @@ def test_equal_to_pytorch_optimizer_4_1(block: int) -> None:
     block=st.integers(1, 60),
     betas=st.tuples(st.floats(0.5, 0.95), st.floats(0.5, 0.999), st.floats(0.5, 0.9999)),
 )
-def test_block_size_never_matters(shape: tuple[int, ...], block: int, betas: tuple[float, float, float]) -> None:
+def test_block_size_never_matters(
+    shape: tuple[int, ...], block: int, betas: tuple[float, float, float]
+) -> None:
     ours, theirs = parameters([shape]), parameters([shape])
     a = run(ours, CAME(ours, lr=1e-2, betas=betas, block=block), 5)
     close(a, run(theirs, Reference(theirs, lr=1e-2, betas=betas), 5), 1e-11)
@@ -104,7 +129,8 @@ def test_memory_formats_and_frozen_parameters() -> None:
 
 
 class Aliased(torch.optim.Optimizer):
-    """The 1-D update of came-pytorch 0.1.2: the momentum itself is multiplied by the rate at each step."""
+    """The 1-D update of came-pytorch 0.1.2: the momentum itself is multiplied by the rate at each
+    step."""
 
     def __init__(self, params: list[nn.Parameter], lr: float) -> None:
         super().__init__(params, {"lr": lr})
@@ -136,7 +162,9 @@ def test_unequal_to_the_aliasing_of_0_1_2_on_vectors() -> None:
 def test_first_step_of_a_matrix_is_11_11_rates() -> None:
     """RMS (1 - b1) / (b1 sqrt(1 - b3)), for a rank-one gradient, whose factored moments are exact."""
     p = nn.Parameter(torch.zeros(40, 30, dtype=torch.float64))
-    sign = torch.sign(torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    sign = torch.sign(
+        torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
     run([p], CAME([p], lr=1.0), 1, lambda *_: sign)
     expected = (1 - 0.9) / (0.9 * math.sqrt(1 - 0.9999))
     assert expected == pytest.approx(11.11, abs=5e-3)
@@ -151,14 +179,16 @@ def test_constant_gradient_approaches_48_4_rates() -> None:
         before = p.detach().clone()
         run([p], optimizer, 1, lambda *_: torch.ones(4, 3))
         steps.append((p - before).abs().max().item())
-    # residual EMA of a constant update: (1 - b3) sum of (b1^t)^2 = (1 - b3) b1^2 / (1 - b1^2), b3^t still 1
+    # residual EMA of a constant update: (1 - b3) sum of (b1^t)^2 = (1 - b3) b1^2 / (1 - b1^2), b3^t
+    # still 1
     limit = 1 / math.sqrt((1 - 0.9999) * 0.81 / (1 - 0.81))
     assert limit == pytest.approx(48.4, abs=0.05)
     assert max(steps) == pytest.approx(limit, rel=0.02)
 
 
 def test_fine_tuning_runs_hot_against_adam() -> None:
-    """The update over the rate is about 20, 10 and 6.9 times Adam's at steps 25, 125 and 250 (2.3 with b3 0.999)."""
+    """The update over the rate is about 20, 10 and 6.9 times Adam's at steps 25, 125 and 250 (2.3
+    with b3 0.999)."""
 
     def ratio(beta3: float) -> dict[int, float]:
         noisy, adam = (nn.Parameter(torch.zeros(64, 48)) for _ in range(2))
@@ -185,7 +215,12 @@ def test_rows_with_zero_gradient_do_not_move(block: int) -> None:
     p = parameters([(6, 4)], torch.float32)[0]
     start = p.detach().clone()
     mask = torch.tensor([1.0, 0, 1, 1, 0, 1])[:, None]
-    run([p], CAME([p], lr=0.1, block=block), 20, lambda s, p, g: torch.randn(6, 4, generator=g) * mask)
+    run(
+        [p],
+        CAME([p], lr=0.1, block=block),
+        20,
+        lambda s, p, g: torch.randn(6, 4, generator=g) * mask,
+    )
     assert torch.equal(p[[1, 4]], start[[1, 4]])
     assert (p[[0, 2, 3, 5]] != start[[0, 2, 3, 5]]).all()
 
@@ -194,11 +229,22 @@ def test_rows_with_zero_gradient_do_not_move(block: int) -> None:
 
 
 def _meta(name: str) -> tuple[nn.Module, int, int]:
-    """A model on the meta device and the bytes of CAME's and AdamW's states that the specification states."""
-    small = {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "num_labels": 2, "max_position_embeddings": 514}
+    """A model on the meta device and the bytes of CAME's and AdamW's states that the specification
+    states."""
+    small = {
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "num_labels": 2,
+        "max_position_embeddings": 514,
+    }
     with torch.device("meta"):
         if name == "bert-large":
-            wide = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+            wide = dict(
+                hidden_size=1024,
+                num_hidden_layers=24,
+                num_attention_heads=16,
+                intermediate_size=4096,
+            )
             return (
                 AutoModelForPreTraining.from_config(AutoConfig.for_model("bert", **wide)),
                 1_350_181_840,
@@ -223,7 +269,10 @@ def test_state_bytes_equal_the_formula(name: str) -> None:
     optimizer = CAME(params, lr=1e-3, block=2**40)
     optimizer.step()
     held = sum(t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values())
-    formula = sum(4 * p.numel() + 8 * (p.shape[0] + p.shape[1]) if p.dim() == 2 else 8 * p.numel() for p in params)
+    formula = sum(
+        4 * p.numel() + 8 * (p.shape[0] + p.shape[1]) if p.dim() == 2 else 8 * p.numel()
+        for p in params
+    )
     assert held == formula == expected
     assert 8 * sum(p.numel() for p in params) == adam
     assert held / adam == pytest.approx(0.5, abs=0.005)
@@ -285,7 +334,9 @@ def test_deepcopy_of_weights_and_optimizer_continues_alike() -> None:
 
 
 @pytest.mark.parametrize(("cls", "low", "high"), [(CAME, 0.0, 0.05), (Reference, 2.9, 3.1)])
-def test_transient_of_a_step_is_under_5_percent_of_the_tensor(cls: type, low: float, high: float) -> None:
+def test_transient_of_a_step_is_under_5_percent_of_the_tensor(
+    cls: type, low: float, high: float
+) -> None:
     p = parameters([(1024, 512)], torch.float32)[0]
     optimizer = cls([p], lr=1e-3, **({"block": 4096} if cls is CAME else {}))
     run([p], optimizer, 1)
@@ -304,7 +355,9 @@ def test_transient_of_a_step_is_under_5_percent_of_the_tensor(cls: type, low: fl
 
 @pytest.mark.parametrize("shape", [(64, 32), (256,)])
 @pytest.mark.parametrize("block", [0, 300])
-def test_stochastic_rounding_moves_bf16_weights_that_stall(shape: tuple[int, ...], block: int) -> None:
+def test_stochastic_rounding_moves_bf16_weights_that_stall(
+    shape: tuple[int, ...], block: int
+) -> None:
     def distance(dtype: torch.dtype, stochastic: bool) -> float:
         p = nn.Parameter(torch.ones(shape).to(dtype))
         optimizer = CAME([p], lr=1e-6, block=block, stochastic_rounding=stochastic)
@@ -320,7 +373,10 @@ def test_stochastic_rounding_moves_bf16_weights_that_stall(shape: tuple[int, ...
 
 @pytest.mark.parametrize("block", [0, 8])
 def test_bf16_rounds_the_fp32_step_to_nearest(block: int) -> None:
-    low, exact = parameters([(5, 3), (7,)], torch.bfloat16), parameters([(5, 3), (7,)], torch.bfloat16)
+    low, exact = (
+        parameters([(5, 3), (7,)], torch.bfloat16),
+        parameters([(5, 3), (7,)], torch.bfloat16),
+    )
     exact = [nn.Parameter(p.float()) for p in exact]
     grads = lambda s, p, g: torch.randn(p.shape, generator=g).bfloat16()  # noqa: E731
     a = run(low, CAME(low, lr=1e-2, weight_decay=0.1, block=block), 1, grads)
@@ -331,7 +387,9 @@ def test_bf16_rounds_the_fp32_step_to_nearest(block: int) -> None:
 # ------------------------------------------------------------------ a pruned matrix
 
 
-def pruned_and_full(gradient_scale: float, full_matrix: bool, block: int = 0, steps: int = 30) -> tuple[Tensor, Tensor]:
+def pruned_and_full(
+    gradient_scale: float, full_matrix: bool, block: int = 0, steps: int = 30
+) -> tuple[Tensor, Tensor]:
     """The used rows after `steps`, in the run on them alone and in the run on the whole matrix."""
     rows, size = torch.tensor([1, 2, 5, 8, 20]), (40, 6)
     full = parameters([size])[0]
@@ -350,7 +408,9 @@ def pruned_and_full(gradient_scale: float, full_matrix: bool, block: int = 0, st
 
 
 @pytest.mark.parametrize("block", [0, 13])
-@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-15, 1e-17])  # at 1e-15 the unused rows' eps decide the means
+@pytest.mark.parametrize(
+    "scale", [1.0, 1e-6, 1e-15, 1e-17]
+)  # at 1e-15 the unused rows' eps decide the means
 def test_pruned_rows_step_as_in_the_whole_matrix(scale: float, block: int) -> None:
     part, full = pruned_and_full(scale, True, block)
     torch.testing.assert_close(part, full, rtol=1e-9, atol=1e-9)
@@ -370,7 +430,9 @@ def test_no_learning_rate_is_an_error() -> None:
     CAME([{"params": parameters([(2, 2)]), "lr": 1e-3}])
 
 
-@pytest.mark.parametrize("wrong", [{"betas": (0.9, 1.0, 0.9)}, {"clip": 0.0}, {"eps": (-1.0, 0.0)}, {"lr": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"betas": (0.9, 1.0, 0.9)}, {"clip": 0.0}, {"eps": (-1.0, 0.0)}, {"lr": -1.0}]
+)
 def test_bad_settings_are_errors(wrong: dict[str, object]) -> None:
     with pytest.raises(BadInput, match="CAME needs"):
         CAME(parameters([(2, 2)]), **{"lr": 1e-3, **wrong})
@@ -403,11 +465,16 @@ def test_closure_is_evaluated_with_gradients() -> None:
 
 
 def test_plugin_scales_every_rate() -> None:
-    from leantune.registry import parse_stack
+    from leantune.spec.stacks import parse_stack
 
     (part,) = [x for x in parse_stack("came@b3_999", "classification") if x.slot == "optimizer"]
-    groups = [{"params": parameters([(2, 2)]), "lr": 1e-3}, {"params": parameters([(3,)]), "lr": 1e-2}]
-    optimizer = load_method("came")({**part.params, "lr_scale": 0.5}).optimizer(groups, SimpleNamespace())
+    groups = [
+        {"params": parameters([(2, 2)]), "lr": 1e-3},
+        {"params": parameters([(3,)]), "lr": 1e-2},
+    ]
+    optimizer = load_method("came")({**part.params, "lr_scale": 0.5}).optimizer(
+        groups, SimpleNamespace()
+    )
     assert [g["lr"] for g in optimizer.param_groups] == [5e-4, 5e-3]
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999, 0.999)
     assert groups[0]["lr"] == 1e-3
@@ -415,8 +482,9 @@ def test_plugin_scales_every_rate() -> None:
 
 @pytest.mark.parametrize("shape", [(300, 64), (3, 40, 64)])
 def test_predicted_memory_of_the_blocked_step_is_the_real_one(shape: tuple[int, ...]) -> None:
-    """On fake tensors one tensor of a shape and two of its blocks stand for all: the peak must be the same."""
-    from leantune.meter.simulate import fake_mode
+    """On fake tensors one tensor of a shape and two of its blocks stand for all: the peak must be
+    the same."""
+    from leantune.meter.fake_cuda import fake_mode
     from leantune.meter.tensors import TensorMeter
 
     def peak() -> int:

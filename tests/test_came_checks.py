@@ -1,4 +1,5 @@
-"""What other optimizers do where CAME does better: transients of a step, and bf16 states after loading."""
+"""What other optimizers do where CAME does better: transients of a step, and bf16 states after
+loading."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ BUILDERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
         ("adamw", torch.float32, 2),
     ],
 )
-def test_transient_of_a_step_in_fp32_copies_of_the_tensor(name: str, dtype: torch.dtype, tensors: float) -> None:
+def test_transient_of_a_step_in_fp32_copies_of_the_tensor(
+    name: str, dtype: torch.dtype, tensors: float
+) -> None:
     p = parameters([(1024, 512)], dtype)[0]
     optimizer = BUILDERS[name]([p])
     run([p], optimizer, 1)
@@ -43,7 +46,9 @@ def test_transient_of_a_step_in_fp32_copies_of_the_tensor(name: str, dtype: torc
         meter.track([t for t in optimizer.state[p].values() if isinstance(t, Tensor)], "optimizer")
         meter.mark("optimizer")
         optimizer.step()
-    assert meter.result().by_kind["temporaries"] / (4 * p.numel()) == pytest.approx(tensors, abs=0.025 + 0.03 * tensors)
+    assert meter.result().by_kind["temporaries"] / (4 * p.numel()) == pytest.approx(
+        tensors, abs=0.025 + 0.03 * tensors
+    )
 
 
 @pytest.mark.parametrize(("name", "kept"), [("came", True), ("came-pytorch", False)])
@@ -56,7 +61,9 @@ def test_bf16_resume(name: str, kept: bool) -> None:
     resumed = [nn.Parameter(p.detach().clone()) for p in straight]
     second = BUILDERS[name](resumed)
     second.load_state_dict(optimizer.state_dict())
-    dtypes = {t.dtype for t in second.state[resumed[0]].values() if isinstance(t, Tensor) and t.dim()}
+    dtypes = {
+        t.dtype for t in second.state[resumed[0]].values() if isinstance(t, Tensor) and t.dim()
+    }
     assert dtypes == {torch.float32 if kept else torch.bfloat16}
     a, b = run(straight, optimizer, 5, seed=2), run(resumed, second, 5, seed=2)
     assert torch.equal(a[0], b[0]) == kept

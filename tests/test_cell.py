@@ -1,4 +1,5 @@
-"""One cell, for real: the supervisor, its worker, the record, and everything that may go wrong between them."""
+"""One cell, for real: the supervisor, its worker, the record, and everything that may go wrong
+between them."""
 
 import json
 import os
@@ -10,10 +11,17 @@ import time
 
 import pytest
 
-from leantune import record
 from leantune.errors import BadInput
+from leantune.files import record
 
-SMALL = ["task.steps=4", "task.train=64", "task.validation=32", "task.test=48", "task.evaluations=1", "task.length=16"]
+SMALL = [
+    "task.steps=4",
+    "task.train=64",
+    "task.validation=32",
+    "task.test=48",
+    "task.evaluations=1",
+    "task.length=16",
+]
 
 FAULTY = """import os, signal, time
 import torch
@@ -65,9 +73,21 @@ def faulty(tmp_path):
         out = tmp_path / "out.json"
         environment = {**os.environ, "LEANTUNE_PLUGINS": str(tmp_path / "plugins")}
         done = leantune(
-            "run", "--model", "minilm-l6", "--task", "sentiment", "--method", "faulty", "--device", "cpu", "--out", out,
-            *words, settings=[*SMALL, f"faulty.fault={fault}"], env=environment,
-        )  # fmt: skip
+            "run",
+            "--model",
+            "minilm-l6",
+            "--task",
+            "sentiment",
+            "--method",
+            "faulty",
+            "--device",
+            "cpu",
+            "--out",
+            out,
+            *words,
+            settings=[*SMALL, f"faulty.fault={fault}"],
+            env=environment,
+        )
         return done, record.read_record(out) if out.exists() else None
 
     return run
@@ -76,7 +96,17 @@ def faulty(tmp_path):
 def test_a_cell_on_real_weights_and_data(tmp_path):
     out = tmp_path / "x" / "row.json"
     done = leantune(
-        "run", "--model", "minilm-l6", "--task", "sentiment", "--method", "lora", "--device", "cpu", "--out", out
+        "run",
+        "--model",
+        "minilm-l6",
+        "--task",
+        "sentiment",
+        "--method",
+        "lora",
+        "--device",
+        "cpu",
+        "--out",
+        out,
     )
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
@@ -84,12 +114,19 @@ def test_a_cell_on_real_weights_and_data(tmp_path):
     assert "accuracy" in done.stdout
     assert len(done.stdout.splitlines()) == 1  # the summary, and nothing else
     assert len(row["quality"]["predictions"]) == 48
-    right = sum(a == b for a, b in zip(row["quality"]["predictions"], row["quality"]["references"], strict=True))
+    right = sum(
+        a == b
+        for a, b in zip(row["quality"]["predictions"], row["quality"]["references"], strict=True)
+    )
     assert row["quality"]["value"] == pytest.approx(right / 48)
     tensors = row["memory"]["tensors"]
     assert sum(tensors["by_kind"].values()) == tensors["peak_bytes"] == row["memory"]["peak_bytes"]
-    assert row["memory"]["predicted"]["peak_bytes"] == tensors["peak_bytes"]  # no value-dependent shape in LoRA
-    assert tensors["optimizer_state_bytes"] == 8 * (row["parameters"]["trainable"] + row["parameters"]["head"])
+    assert (
+        row["memory"]["predicted"]["peak_bytes"] == tensors["peak_bytes"]
+    )  # no value-dependent shape in LoRA
+    assert tensors["optimizer_state_bytes"] == 8 * (
+        row["parameters"]["trainable"] + row["parameters"]["head"]
+    )
     assert row["parameters"] == {"total": 22787714, "trainable": 73728, "head": 148610}
     assert row["memory"]["host"]["peak_bytes"] > 10**8
     assert row["memory"]["cuda"] is None
@@ -101,12 +138,26 @@ def test_a_cell_on_real_weights_and_data(tmp_path):
 
 def test_a_cell_above_the_limit_is_recorded_with_its_figure_and_not_started(tmp_path):
     out = tmp_path / "row.json"
-    words = ["run", "--model", "minilm-l6", "--task", "sentiment", "--method", "lora", "--device", "cpu", "--out", out]
+    words = [
+        "run",
+        "--model",
+        "minilm-l6",
+        "--task",
+        "sentiment",
+        "--method",
+        "lora",
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    ]
     done = leantune(*words, "--limit-mb", 640)
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
     assert (row["status"], row["phase"], row["quality"]) == ("oom", "wait", None)
-    assert re.fullmatch(r"predicted: needs 0\.\d\d GiB of memory, the limit is 0\.62 GiB", row["reason"])
+    assert re.fullmatch(
+        r"predicted: needs 0\.\d\d GiB of memory, the limit is 0\.62 GiB", row["reason"]
+    )
     memory = row["memory"]
     assert (memory["peak_source"], memory["tensors"]) == ("predicted", None)
     assert memory["peak_bytes"] == memory["predicted"]["peak_bytes"] > 100 * 2**20
@@ -121,45 +172,75 @@ def test_a_cell_above_the_limit_is_recorded_with_its_figure_and_not_started(tmp_
 
 def test_an_exported_model_is_loaded_with_its_adapters_and_scores_as_recorded(tmp_path):
     out, folder = tmp_path / "row.json", tmp_path / "model"
-    words = ["--model", "minilm-l6", "--task", "sentiment", "--method", "adapter", "--device", "cpu", "--dtype", "fp32"]
+    words = [
+        "--model",
+        "minilm-l6",
+        "--task",
+        "sentiment",
+        "--method",
+        "adapter",
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+    ]
     done = leantune("run", *words, "--out", out, "--export", folder)
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
     code = (
         "import sys, leantune\n"
-        "from leantune import data, evaluate, models, plan\n"
+        "from leantune.data import collate, load\n"
+        "from leantune.spec import cells, settings as words\n"
+        "from leantune.training import evaluation\n"
         "from transformers import AutoTokenizer\n"
-        "settings = plan.parse_settings(sys.argv[2:])\n"
-        "cell = plan.resolve('minilm-l6', 'sentiment', 'adapter', device='cpu', overrides=settings)\n"
+        "settings = words.parse_settings(sys.argv[2:])\n"
+        "cell = cells.resolve_cell('minilm-l6', 'sentiment', 'adapter', device='cpu', overrides=settings)\n"
         "task = {**cell.task.spec, 'folder': cell.task.folder, 'splits': cell.splits}\n"
-        "loaded = data.load_data(task, AutoTokenizer.from_pretrained(sys.argv[1]), cell.training['length'])\n"
+        "loaded = load.load_data(task, AutoTokenizer.from_pretrained(sys.argv[1]), cell.training['length'])\n"
         "model = leantune.load(sys.argv[1])\n"
-        "batches = data.batches(loaded.test, loaded.collate, 32)\n"
-        "print(evaluate.predict_split(model, batches, 'classification', 'cpu', 'fp32')[0])\n"
+        "batches = collate.batches(loaded.test, loaded.collate, 32)\n"
+        "print(evaluation.predict_split(model, batches, 'classification', 'cpu', 'fp32')[0])\n"
     )
-    again = subprocess.run([sys.executable, "-c", code, folder, *SMALL], capture_output=True, text=True, check=True)
+    again = subprocess.run(
+        [sys.executable, "-c", code, folder, *SMALL], capture_output=True, text=True, check=True
+    )
     assert json.loads(again.stdout) == row["quality"]["predictions"]
 
 
 def test_a_tuning_trial_is_scored_on_the_validation_split(tmp_path):
     out = tmp_path / "trial.json"
-    words = ["--model", "minilm-l6", "--task", "sentiment", "--method", "head", "--trial", "1", "--device", "cpu"]
+    words = [
+        "--model",
+        "minilm-l6",
+        "--task",
+        "sentiment",
+        "--method",
+        "head",
+        "--trial",
+        "1",
+        "--device",
+        "cpu",
+    ]
     done = leantune("run", *words, "--out", out)
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
     assert row["cell"]["trial"] == 1
-    assert len(row["quality"]["predictions"]) == 32  # of SMALL's validation split; the test split has 48
+    assert (
+        len(row["quality"]["predictions"]) == 32
+    )  # of SMALL's validation split; the test split has 48
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path):
-    from leantune import plan
-    from leantune.progress import Progress
+    from leantune.run.phases import Progress
+    from leantune.spec.cells import resolve_cell
 
     class Silent:
         def mark(self, name):
             pass
 
-    cell = plan.resolve("minilm-l6", "sentiment", "full", device="cpu", overrides={"task.steps": 20})
+    cell = resolve_cell(
+        "minilm-l6", "sentiment", "full", device="cpu", overrides={"task.steps": 20}
+    )
     for terminal in (True, False):
         code = tmp_path / f"{terminal}.txt"
         with code.open("w") as file:
@@ -179,7 +260,9 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path):
 
 def test_a_control_needs_no_model(tmp_path):
     out = tmp_path / "row.json"
-    done = leantune("run", "--model", "minilm-l6", "--task", "sentiment", "--method", "tfidf", "--out", out)
+    done = leantune(
+        "run", "--model", "minilm-l6", "--task", "sentiment", "--method", "tfidf", "--out", out
+    )
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
     assert (row["status"], row["cell"]["model"], row["memory"]) == ("ok", "none", None)
@@ -188,7 +271,18 @@ def test_a_control_needs_no_model(tmp_path):
 
 def test_a_combination_that_cannot_run_is_recorded_as_unsupported(tmp_path):
     out = tmp_path / "row.json"
-    done = leantune("run", "--model", "minilm-l6", "--task", "dialogue", "--method", "full", "--out", out, settings=[])
+    done = leantune(
+        "run",
+        "--model",
+        "minilm-l6",
+        "--task",
+        "dialogue",
+        "--method",
+        "full",
+        "--out",
+        out,
+        settings=[],
+    )
     assert done.returncode == 0
     row = record.read_record(out)
     assert row["status"] == "unsupported"
@@ -226,11 +320,15 @@ def test_a_supervisor_that_is_asked_to_stop_takes_its_worker_along(tmp_path):
     out = tmp_path / "row.json"
     words = ["--model", "minilm-l6", "--task", "sentiment", "--method", "full", "--out", str(out)]
     heard = ["env", "--default-signal=INT"]  # it is ignored in what a shell starts with `&`
-    running = subprocess.Popen([*heard, sys.executable, "-m", "leantune", "run", *words], stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [*heard, sys.executable, "-m", "leantune", "run", *words], stderr=subprocess.DEVNULL
+    )
     worker = None
     for _ in range(100):
         time.sleep(0.1)
-        children = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=False).stdout
+        children = subprocess.run(
+            ["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=False
+        ).stdout
         if children.strip():
             worker = int(children.split()[0])
             break
@@ -282,9 +380,18 @@ def test_a_label_unseen_in_training_stops_the_cell_without_a_record(tmp_path):
     )
     out = tmp_path / "row.json"
     done = leantune(
-        "run", "--model", "minilm-l6", "--task", "odd", "--method", "tfidf", "--out", out,
-        settings=[], env={**os.environ, "LEANTUNE_PLUGINS": str(tmp_path)},
-    )  # fmt: skip
+        "run",
+        "--model",
+        "minilm-l6",
+        "--task",
+        "odd",
+        "--method",
+        "tfidf",
+        "--out",
+        out,
+        settings=[],
+        env={**os.environ, "LEANTUNE_PLUGINS": str(tmp_path)},
+    )
     assert done.returncode == 2
     assert "'z'" in done.stderr
     assert not out.exists()

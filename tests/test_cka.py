@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leantune.registry import load_method
+from leantune.training.stack import load_method
 
 load_method("safe")  # makes the plugin's own modules importable
 from leantune_plugins.safe.cka import cka  # noqa: E402
@@ -33,7 +33,10 @@ def test_cka_does_not_see_rotation_scale_and_shift(seed: int, scale: float, shif
 
 def test_cka_follows_its_formula() -> None:
     x, y = noise(50, 6, 0), noise(50, 6, 0) @ noise(6, 4, 1) + 2 * noise(50, 4, 2)
-    k, l = x @ x.T, y @ y.T  # the same number from the n x n kernels: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))
+    k, l = (
+        x @ x.T,
+        y @ y.T,
+    )  # the same number from the n x n kernels: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))
     centre = torch.eye(50) - 1 / 50
     k, l = centre @ k @ centre, centre @ l @ centre
     expected = (k * l).sum() / ((k * k).sum() * (l * l).sum()).sqrt()

@@ -1,9 +1,16 @@
-"""The promises of the statistics, kept in simulation; the figures of docs/statistics.md with fewer runs."""
+"""The promises of the statistics, kept in simulation; the figures of docs/statistics.md with fewer
+runs."""
 
 import math
 
 import pytest
-from simulated_coverage import example_coverage, in_first_tier, kept_together, seed_bootstrap_coverage, t_coverage
+from simulated_coverage import (
+    example_coverage,
+    in_first_tier,
+    kept_together,
+    seed_bootstrap_coverage,
+    t_coverage,
+)
 
 
 def error(rate: float, runs: int) -> float:
@@ -24,7 +31,9 @@ def test_the_interval_over_test_examples_covers_what_it_says():
     assert example_coverage(200, 400) == pytest.approx(0.95, abs=error(0.95, 400))
 
 
-@pytest.mark.parametrize(("methods", "seeds", "runs"), [(2, 3, 2000), (5, 5, 300), (12, 2, 150), (12, 3, 150)])
+@pytest.mark.parametrize(
+    ("methods", "seeds", "runs"), [(2, 3, 2000), (5, 5, 300), (12, 2, 150), (12, 3, 150)]
+)
 def test_truly_equal_methods_share_tier_one(methods, seeds, runs):
     assert kept_together(methods, seeds, runs) >= 0.95 - error(0.95, runs)
 

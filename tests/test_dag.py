@@ -14,9 +14,10 @@ from subprocess import DEVNULL
 import pytest
 import yaml
 
-from leantune import plan, registry
+from leantune.spec import plugins
+from leantune.spec.config import load_config
 
-ROOT = registry.roots()[0]
+ROOT = plugins.roots()[0]
 METHOD = """from leantune.api import Method
 
 
@@ -34,7 +35,9 @@ class Project:
         self.plugins = folder / "plugins"
         self.add_method("alpha")
         self.add_method("beta")
-        self.configure({"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta"]})
+        self.configure(
+            {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta"]}
+        )
 
     def add_method(self, name: str) -> None:
         folder = self.plugins / "methods" / name
@@ -55,8 +58,19 @@ class Project:
 
     def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "LEANTUNE_PLUGINS": str(self.plugins), **environment}
-        words = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", *arguments]
-        return subprocess.run(words, cwd=self.folder, capture_output=True, text=True, env=environment, check=False)
+        words = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            str(ROOT / "Snakefile"),
+            "--cores",
+            "1",
+            *arguments,
+        ]
+        return subprocess.run(
+            words, cwd=self.folder, capture_output=True, text=True, env=environment, check=False
+        )
 
     def planned(self, *arguments: str) -> tuple[list[str], str]:
         """The methods whose cells a run would start now, and the whole text."""
@@ -66,7 +80,8 @@ class Project:
         return sorted(re.findall(r"wildcards: key=\S+, .*method=(\S+), seed", text)), text
 
     def fake_python(self, does: str) -> Path:
-        """A `python` for the jobs that only does this shell line; `$last` is the last word, the record's file."""
+        """A `python` for the jobs that only does this shell line; `$last` is the last word, the
+        record's file."""
         fake = self.folder / "bin" / "python"
         fake.parent.mkdir()
         fake.write_text(f"#!/bin/sh\nfor last; do :; done\n{does}\n")
@@ -76,7 +91,9 @@ class Project:
     def run_with_empty_records(self) -> None:
         """Run the cell jobs for real, but with a `python` that only writes the record's file."""
         fake = self.fake_python('echo "{}" > "$last"')
-        done = self.snakemake("--until", "cell", PATH=f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+        done = self.snakemake(
+            "--until", "cell", PATH=f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -100,7 +117,9 @@ def test_what_reruns_and_what_does_not(project):
     assert project.planned()[0] == ["alpha"]
 
     project.add_method("gamma")
-    project.configure({"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta", "gamma"]})
+    project.configure(
+        {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta", "gamma"]}
+    )
     assert project.planned()[0] == ["alpha", "gamma"]
 
     shutil.rmtree(project.folder / ".snakemake")
@@ -116,7 +135,7 @@ def test_a_grid_is_chosen_by_config_and_every_later_step_sees_the_choice(project
     assert project.planned(*words, "--config", "grid=two")[0] == ["beta"]
     done = project.snakemake(*words, "--config", "grid=two", "--until", "settings")
     assert done.returncode == 0, done.stderr
-    kept = plan.load_config(project.folder / "out" / "config.json")
+    kept = load_config(project.folder / "out" / "config.json")
     assert [(one["grid"], one["methods"]) for one in kept["cells"]] == [("two", ["beta"])]
     wrong = project.snakemake("--dry-run", *words, "--config", "grid=three")
     assert wrong.returncode != 0
@@ -127,7 +146,12 @@ def test_a_grid_is_chosen_by_config_and_every_later_step_sees_the_choice(project
 def test_trials_come_first_and_their_choice_feeds_the_cells(project):
     alpha = project.plugins / "methods" / "alpha" / "method.yaml"
     alpha.write_text(alpha.read_text() + "search: {lr: [1.0e-4, 3.0e-4, 1.0e-3]}\n")
-    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta"], "seeds": [0, 1]}
+    block = {
+        "models": ["minilm-l6"],
+        "tasks": ["sentiment"],
+        "methods": ["alpha", "beta"],
+        "seeds": [0, 1],
+    }
     project.configure({**block, "trials": 3})
     methods, text = project.planned()
     assert methods.count("alpha") == 3 + 2
@@ -135,15 +159,21 @@ def test_trials_come_first_and_their_choice_feeds_the_cells(project):
     assert text.count("rule choice:") == 1
     calls = project.folder / "calls"
     fake = project.fake_python(f'echo "$@" >> {calls}; echo "{{}}" > "$last"')
-    done = project.snakemake("--until", "cell", PATH=f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    done = project.snakemake(
+        "--until", "cell", PATH=f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = calls.read_text().splitlines()
     chosen = next(i for i, line in enumerate(lines) if " choose " in line)
     alphas = [(i, line) for i, line in enumerate(lines) if "--method alpha" in line]
     assert [i < chosen for i, line in alphas if "--trial" in line] == [True] * 3
-    assert [i > chosen and "chosen.json" in line for i, line in alphas if "--trial" not in line] == [True] * 2
+    assert [
+        i > chosen and "chosen.json" in line for i, line in alphas if "--trial" not in line
+    ] == [True] * 2
     assert not any("chosen.json" in line for line in lines if "--method beta" in line)
-    assert sum("--set alpha.lr" in line for _, line in alphas) == 2  # the first trial is the default
+    assert (
+        sum("--set alpha.lr" in line for _, line in alphas) == 2
+    )  # the first trial is the default
     assert project.planned()[0] == []
 
 
@@ -159,9 +189,13 @@ def test_timing_has_the_machine_to_itself_and_comes_before_the_tables(project):
 
 
 def test_a_killed_run_goes_on_where_it_was(project):
-    """SIGKILL leaves Snakemake's lock; the next start through leantune.bench removes it and repeats nothing."""
+    """SIGKILL leaves Snakemake's lock; the next start through leantune.workflow.launch removes it
+    and repeats nothing."""
     fake = project.fake_python('case "$last" in *beta*) sleep 60;; esac; echo "{}" > "$last"')
-    path = {"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}", "LEANTUNE_PLUGINS": str(project.plugins)}
+    path = {
+        "PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}",
+        "LEANTUNE_PLUGINS": str(project.plugins),
+    }
     words = [
         sys.executable,
         "-m",
@@ -174,10 +208,17 @@ def test_a_killed_run_goes_on_where_it_was(project):
         "cell",
     ]
     killed = subprocess.Popen(
-        words, cwd=project.folder, env={**os.environ, **path}, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
+        words,
+        cwd=project.folder,
+        env={**os.environ, **path},
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    noted = project.folder / ".snakemake" / "metadata"  # where Snakemake writes that alpha's cell is complete
+    noted = (
+        project.folder / ".snakemake" / "metadata"
+    )  # where Snakemake writes that alpha's cell is complete
     while not (noted.is_dir() and any(noted.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(0.5)
@@ -186,20 +227,29 @@ def test_a_killed_run_goes_on_where_it_was(project):
     assert project.snakemake("--until", "cell").returncode != 0  # locked
 
     arguments = ["--snakefile", str(ROOT / "Snakefile"), "--dry-run"]
-    bench = [sys.executable, "-m", "leantune.bench", *arguments]
+    bench = [sys.executable, "-m", "leantune.workflow.launch", *arguments]
     done = subprocess.run(
-        bench, cwd=project.folder, capture_output=True, text=True, env={**os.environ, **path}, check=False
+        bench,
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **path},
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.findall(r"wildcards: key=\S+, .*method=(\S+), seed", done.stdout + done.stderr) == ["beta"]
+    assert re.findall(r"wildcards: key=\S+, .*method=(\S+), seed", done.stdout + done.stderr) == [
+        "beta"
+    ]
 
 
 def test_only_one_run_at_a_time(project):
     (project.folder / "runs").mkdir()
     with open(project.folder / "runs" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        words = [sys.executable, "-m", "leantune.bench"]
-        done = subprocess.run(words, cwd=project.folder, capture_output=True, text=True, check=False)
+        words = [sys.executable, "-m", "leantune.workflow.launch"]
+        done = subprocess.run(
+            words, cwd=project.folder, capture_output=True, text=True, check=False
+        )
     assert done.returncode == 2
     assert "another run is under way" in done.stderr
 
@@ -221,7 +271,9 @@ def test_configfile_extends_and_every_cell_has_its_own_command(project):
     assert "--method svfit@r64+came --seed 3 --device cpu" in command
     assert "--set svfit.lr=0.5 --set task.steps=2" in command
     assert "--limit-mb 8000" in command
-    assert re.search(r"--out out/records/cpu-\S+-s2-\S+/minilm-l6/sentiment/svfit@r64\+came/3.json", command)
+    assert re.search(
+        r"--out out/records/cpu-\S+-s2-\S+/minilm-l6/sentiment/svfit@r64\+came/3.json", command
+    )
 
 
 def footprint_of(*methods: str) -> list[dict]:
@@ -270,7 +322,9 @@ def test_the_footprint_is_made_again_only_when_what_it_depends_on_changed(projec
     ],
 )
 def test_a_wrong_config_is_a_clear_error(project, change, message):
-    project.configure({"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha"]}, **change)
+    project.configure(
+        {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha"]}, **change
+    )
     done = project.snakemake("--dry-run", "--quiet")
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
@@ -278,25 +332,43 @@ def test_a_wrong_config_is_a_clear_error(project, change, message):
 
 
 def test_the_dag_is_built_without_torch():
-    words = [sys.executable, "-c", "import sys, leantune.dag; print('torch' in sys.modules)"]
-    assert subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() == "False"
+    words = [
+        sys.executable,
+        "-c",
+        "import sys, leantune.workflow.jobs; print('torch' in sys.modules)",
+    ]
+    assert (
+        subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() == "False"
+    )
 
 
 @pytest.mark.slow
 def test_ten_thousand_cells_in_twenty_seconds(project):
-    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta"], "seeds": list(range(5000))}
+    block = {
+        "models": ["minilm-l6"],
+        "tasks": ["sentiment"],
+        "methods": ["alpha", "beta"],
+        "seeds": list(range(5000)),
+    }
     project.configure(block)
     before = os.times()
     done = project.snakemake("--dry-run", "--quiet")
     assert done.returncode == 0, done.stderr
-    assert os.times().children_user - before.children_user < 20  # other work on the machine does not count
+    assert (
+        os.times().children_user - before.children_user < 20
+    )  # other work on the machine does not count
 
 
 def test_the_scheduler_looks_at_the_queue_once_for_each_cell_that_ends(project):
     """With Snakemake's rate limit it looks once more each second for every cell that has ended."""
     cells = 24
     project.configure(
-        {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha"], "seeds": list(range(cells))}
+        {
+            "models": ["minilm-l6"],
+            "tasks": ["sentiment"],
+            "methods": ["alpha"],
+            "seeds": list(range(cells)),
+        }
     )
     fake = project.fake_python('sleep 0.3; echo "{}" > "$last"')
     path = {"PATH": f"{fake.parent}{os.pathsep}{os.environ['PATH']}"}
@@ -310,7 +382,9 @@ def test_lint_and_format_are_clean(project):
     lint = project.snakemake("--lint")
     assert lint.returncode == 0, lint.stdout + lint.stderr
     snakefmt = Path(sys.executable).with_name("snakefmt")
-    form = subprocess.run([snakefmt, "--check", "Snakefile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    form = subprocess.run(
+        [snakefmt, "--check", "Snakefile"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert form.returncode == 0, form.stderr
 
 

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import words
 
-from leantune import models, registry
-from leantune.data import Collate, batches, load_data, longest_batch_shape, sample_hash
+from leantune.data.collate import Collate, batches, longest_batch_shape
+from leantune.data.load import load_data, sample_hash
+from leantune.data.splits import split_rows
 from leantune.errors import BadInput
-from leantune.splits import split_rows
+from leantune.models.load import load_tokenizer
+from leantune.spec import plugins
 from leantune.tabfiles import read_tab
 
 SIZES = {"train": 20, "validation": 5, "test": 10, "seed": 0}
@@ -43,7 +45,7 @@ def task(tmp_path):
 
 
 def real(name):
-    plugin = registry.get("tasks", name)
+    plugin = plugins.get("tasks", name)
     return {**plugin.spec, "folder": plugin.folder}
 
 
@@ -52,7 +54,8 @@ def real(name):
 
 def test_tab_file_skips_empty_rows_and_unquotes_whole_fields(tmp_path):
     write_tab(
-        tmp_path / "a.tab", ["a\tplain", "", "\t", "b\t", "\tno label", 'c\t"he said ""no"""', 'd\t"half a quote']
+        tmp_path / "a.tab",
+        ["a\tplain", "", "\t", "b\t", "\tno label", 'c\t"he said ""no"""', 'd\t"half a quote'],
     )
     rows = read_tab(tmp_path / "a.tab", {"text": "Text", "label": "Category"})
     assert rows == {"text": ["plain", 'he said "no"', '"half a quote'], "label": ["a", "c", "d"]}
@@ -102,7 +105,10 @@ def test_sample_hash_sees_every_label_text_and_split(task):
 
 
 def test_rare_labels_are_in_train(task):
-    write_tab(task["folder"] / "train.tab", ["rare\tw1", *(f"common\tw{i}" for i in range(2, 500)), "odd\tw0"])
+    write_tab(
+        task["folder"] / "train.tab",
+        ["rare\tw1", *(f"common\tw{i}" for i in range(2, 500)), "odd\tw0"],
+    )
     write_tab(task["folder"] / "test.tab", [f"common\tw{i}" for i in range(30)])
     for seed in range(5):
         task["splits"]["seed"] = seed
@@ -113,7 +119,9 @@ def test_rare_labels_are_in_train(task):
 
 def test_label_unseen_in_training_is_named(task):
     write_tab(task["folder"] / "test.tab", [f"{'az'[i % 2]}\tw{i}" for i in range(30)])
-    with pytest.raises(BadInput, match="label 'z' of task 'made' is in the test split and never in training"):
+    with pytest.raises(
+        BadInput, match="label 'z' of task 'made' is in the test split and never in training"
+    ):
         load_data(task, None, 8)
 
 
@@ -122,7 +130,10 @@ def test_label_unseen_in_training_is_named(task):
     [
         ({"validation": 0}, "empty validation split"),
         ({"test": 31}, "30 examples left for test, not 31"),
-        ({"train": 56}, "52 examples left for train, not 53"),  # 60 less 5, and 3 taken first, one of each label
+        (
+            {"train": 56},
+            "52 examples left for train, not 53",
+        ),  # 60 less 5, and 3 taken first, one of each label
         ({"train": 2}, "3 labels and splits.train is 2"),
     ],
 )
@@ -133,14 +144,21 @@ def test_impossible_splits(task, sizes, message):
 
 
 def test_an_example_that_comes_twice_is_known_by_both_of_its_texts():
-    raw = {"text": ["a", "a", "a", "b"], "pair": ["x", "y", "x", "x"], "label": [0.0, 1.0, 2.0, 3.0]}
+    raw = {
+        "text": ["a", "a", "a", "b"],
+        "pair": ["x", "y", "x", "x"],
+        "label": [0.0, 1.0, 2.0, 3.0],
+    }
     splits = split_rows({"all": raw}, {"train": 1, "validation": 1, "test": 1}, "regression", "t")
     found = sorted((*rows["text"], *rows["pair"]) for rows in splits.values())
     assert found == [("a", "x"), ("a", "y"), ("b", "x")]
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 8), st.sampled_from("ab")), min_size=40, max_size=80), st.integers(0, 99))
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.sampled_from("ab")), min_size=40, max_size=80),
+    st.integers(0, 99),
+)
 def test_one_file_splits_share_no_group_and_no_text(examples, seed):
     raw = {
         "text": [f"text {i // 2}" for i in range(len(examples))],  # every text twice
@@ -155,7 +173,11 @@ def test_one_file_splits_share_no_group_and_no_text(examples, seed):
     for a, b in [("train", "validation"), ("train", "test"), ("validation", "test")]:
         assert not texts[a] & texts[b]
         assert not groups[a] & groups[b]
-    assert {split: len(rows["text"]) for split, rows in splits.items()} == {"train": 3, "validation": 2, "test": 3}
+    assert {split: len(rows["text"]) for split, rows in splits.items()} == {
+        "train": 3,
+        "validation": 2,
+        "test": 3,
+    }
 
 
 # ------------------------------------------------------------------ language modelling
@@ -163,7 +185,9 @@ def test_one_file_splits_share_no_group_and_no_text(examples, seed):
 
 @pytest.fixture
 def corpus(task):
-    rows = [f"x\t{' '.join(f'w{i}' for i in range(start, start + 7))}" for start in range(0, 4900, 7)]
+    rows = [
+        f"x\t{' '.join(f'w{i}' for i in range(start, start + 7))}" for start in range(0, 4900, 7)
+    ]
     write_tab(task["folder"] / "all.tab", rows)
     files = {"all": "all.tab", "text": "Text"}
     return {**task, "kind": "causal_lm", "files": files}
@@ -218,12 +242,22 @@ def test_collate_pads_and_types():
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [1, 1]
     assert {value.dtype for value in batch.values()} == {torch.int64}
-    assert Collate.of("regression", words())(examples(2, label=0.25))["labels"].dtype == torch.float32
-    assert dataclasses.replace(Collate.of("classification", words()), pad_id=7)(examples(2, 1))["input_ids"][1, 1] == 7
+    assert (
+        Collate.of("regression", words())(examples(2, label=0.25))["labels"].dtype == torch.float32
+    )
+    assert (
+        dataclasses.replace(Collate.of("classification", words()), pad_id=7)(examples(2, 1))[
+            "input_ids"
+        ][1, 1]
+        == 7
+    )
 
 
 def test_causal_labels_are_masked_by_attention_not_by_pad_id():
-    rows = [{"input_ids": [10, 2, 11, 2]}, {"input_ids": [12]}]  # 2 is the pad token and ends sentences
+    rows = [
+        {"input_ids": [10, 2, 11, 2]},
+        {"input_ids": [12]},
+    ]  # 2 is the pad token and ends sentences
     batch = Collate.of("causal_lm", words())(rows)
     assert batch["labels"].tolist() == [[10, 2, 11, 2], [12, -100, -100, -100]]
 
@@ -235,7 +269,9 @@ def ids_of(split, **how):
 
 @pytest.fixture
 def ten():
-    return Dataset.from_dict({"input_ids": [[i] for i in range(10)], "label": [0] * 10, "text": ["t"] * 10})
+    return Dataset.from_dict(
+        {"input_ids": [[i] for i in range(10)], "label": [0] * 10, "text": ["t"] * 10}
+    )
 
 
 def test_training_batches_cycle_through_reshuffled_epochs(ten):
@@ -254,7 +290,9 @@ def test_evaluation_is_one_pass_in_order(ten):
 def test_longest_batch_shape_is_reached_and_never_passed(task):
     data = load_data(task, words(), 8)
     shape = longest_batch_shape(data.train, 16)
-    shapes = [tuple(b["input_ids"].shape) for b in batches(data.train, data.collate, 16, 10, 0, True)]
+    shapes = [
+        tuple(b["input_ids"].shape) for b in batches(data.train, data.collate, 16, 10, 0, True)
+    ]
     assert shape == (16, max(length for _, length in shapes))
     assert {count for count, _ in shapes} == {16}
 
@@ -293,7 +331,7 @@ def test_real_valence_ratings_and_sources():
 
 @pytest.mark.parametrize("name", ["dialogue", "tales"])
 def test_real_language_modelling_blocks(name):
-    tokenizer = models.load_tokenizer(registry.get("models", "smollm2-135m").spec)
+    tokenizer = load_tokenizer(plugins.get("models", "smollm2-135m").spec)
     data = load_data(real(name), tokenizer, 64)
     assert {len(ids) for ids in data.train["input_ids"]} == {64}
     assert not set(data.train["text"]) & set(data.test["text"])
@@ -301,13 +339,17 @@ def test_real_language_modelling_blocks(name):
 
 def test_loading_writes_nothing_at_home(tmp_path):
     code = (
-        "from leantune import registry; from leantune.data import load_data; t = registry.get('tasks', 'sentiment');"
+        "from leantune.spec import plugins; from leantune.data.load import load_data; t = plugins.get('tasks', 'sentiment');"
         "print(len(load_data({**t.spec, 'folder': t.folder}, None, 8).train))"
     )
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))
+    }
     cache = os.environ.get("LEANTUNE_CACHE", str(Path.home() / ".cache/leantune"))
     environment = {**kept, "HOME": str(tmp_path), "LEANTUNE_CACHE": cache, "TMPDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "2000"
     assert done.stderr == ""
     assert list(tmp_path.rglob("*")) == []

@@ -1,4 +1,5 @@
-"""The documentation: it builds, its commands parse, its links lead somewhere, and its tables name every key."""
+"""The documentation: it builds, its commands parse, its links lead somewhere, and its tables name
+every key."""
 
 import json
 import os
@@ -12,9 +13,11 @@ import griffe
 import pytest
 import yaml
 
-from leantune import cli, registry, scaffold
+from leantune.cli import new, parser
+from leantune.files.parse import validate
+from leantune.spec import plugins
 
-ROOT = registry.roots()[0]
+ROOT = plugins.roots()[0]
 PAGES = sorted([ROOT / "README.md", ROOT / "config" / "README.md", *(ROOT / "docs").rglob("*.md")])
 OUTSIDE = ROOT / "docs" / "sample-plugin"  # a repository of its own
 DEAD = "http://127.0.0.1:9"  # nothing answers there
@@ -26,7 +29,9 @@ def named(path: Path) -> str:
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced code blocks of a page in one language."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.S | re.M)
+    found = re.findall(
+        rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.S | re.M
+    )
     return [text for _, text in found]
 
 
@@ -42,7 +47,8 @@ def command_lines() -> list[tuple[str, str]]:
 
 
 def inline_commands() -> list[tuple[str, str]]:
-    """(page, command) of every `leantune ...` in running text; these leave out what does not matter there."""
+    """(page, command) of every `leantune ...` in running text; these leave out what does not matter
+    there."""
     return [
         (named(page), command)
         for page in PAGES
@@ -58,25 +64,42 @@ def slug(heading: str) -> str:
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "HTTP_PROXY": DEAD, "HTTPS_PROXY": DEAD}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "NO_MKDOCS_2_WARNING": "1",
+        "HTTP_PROXY": DEAD,
+        "HTTPS_PROXY": DEAD,
+    }
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
 def test_the_strict_build_makes_a_page_of_every_document(site):
-    missing = [named(page) for page in (ROOT / "docs").rglob("*.md") if OUTSIDE not in page.parents
-               and not (site / page.relative_to(ROOT / "docs")).with_suffix(".html").is_file()]  # fmt: skip
+    missing = [
+        named(page)
+        for page in (ROOT / "docs").rglob("*.md")
+        if OUTSIDE not in page.parents
+        and not (site / page.relative_to(ROOT / "docs")).with_suffix(".html").is_file()
+    ]
     assert missing == []
     assert not (site / "captions").exists()
 
 
 def test_the_site_loads_nothing_from_the_network(site):
     for page in site.rglob("*.html"):
-        tags = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*", page.read_text(encoding="utf-8"))
-        assert [tag for tag in tags if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag)] == [], page.name
+        tags = re.findall(
+            r"<(?:script|link|img|iframe|source)\b[^>]*", page.read_text(encoding="utf-8")
+        )
+        assert [
+            tag for tag in tags if re.search(r"(?:src|href)=[\"']?(?:https?:)?//", tag)
+        ] == [], page.name
     for sheet in site.rglob("*.css"):
-        assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
+        assert not re.search(
+            r"(?:@import|url\()\s*[\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")
+        ), sheet.name
 
 
 def test_the_reference_shows_the_contract_with_its_words(site):
@@ -88,11 +111,16 @@ def test_the_reference_shows_the_contract_with_its_words(site):
 
 def test_every_page_is_in_the_navigation():
     settings = "".join(
-        line for line in (ROOT / "mkdocs.yml").open(encoding="utf-8") if not line.strip().startswith("#")
+        line
+        for line in (ROOT / "mkdocs.yml").open(encoding="utf-8")
+        if not line.strip().startswith("#")
     )
     listed = set(re.findall(r": ([\w\-/]+\.md)", settings))
-    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")
-             if OUTSIDE not in page.parents}  # fmt: skip
+    pages = {
+        str(page.relative_to(ROOT / "docs"))
+        for page in (ROOT / "docs").rglob("*.md")
+        if OUTSIDE not in page.parents
+    }
     assert pages == listed, "a page of docs/ needs its line under `nav:` in mkdocs.yml"
 
 
@@ -101,7 +129,7 @@ def test_every_command_line_parses(page, line):
     words = shlex.split(line, comments=True)
     words = words[words.index("leantune") + 1 :]
     try:
-        cli._parser().parse_args(words)
+        parser._parser().parse_args(words)
     except SystemExit as error:
         raise AssertionError(f"{page}: `{line}` is not a command of leantune") from error
 
@@ -110,7 +138,7 @@ def test_every_command_line_parses(page, line):
 def test_every_command_in_the_text_names_a_subcommand_and_its_flags(page, command, capsys):
     name, *words = shlex.split(command)
     with pytest.raises(SystemExit) as ended:
-        cli._parser().parse_args([name, "--help"])
+        parser._parser().parse_args([name, "--help"])
     assert ended.value.code == 0, f"{page}: leantune has no command '{name}'"
     usage = capsys.readouterr().out
     for flag in (word for word in words if word.startswith("--")):
@@ -143,20 +171,24 @@ def test_the_page_names_every_key_of_the_schema_and_no_other(kind, page):
     schema = json.loads((ROOT / "src" / "leantune" / "schemas" / f"{kind}.schema.json").read_text())
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     table = text[text.index("| key |") :].split("\n\n")[0]
-    keys = {key for row in table.splitlines()[2:] for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+    keys = {
+        key for row in table.splitlines()[2:] for key in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
     assert keys == set(schema["properties"])
 
 
 @pytest.mark.parametrize("kind", ["method", "task"])
 def test_what_new_makes_is_what_its_page_shows(kind, tmp_path):
     name = {"method": "norm_tuning", "task": "reviews"}[kind]
-    folder = scaffold.create(kind, name, tmp_path)
+    folder = new.create(kind, name, tmp_path)
     text = (ROOT / "docs" / f"add-a-{kind}.md").read_text(encoding="utf-8")
     for file in folder.iterdir():
         assert f"`{kind}s/{name}/{file.name}`" in text
     (shown,) = blocks(ROOT / "docs" / f"add-a-{kind}.md", "python")
     code = (folder / f"{kind}.py").read_text()
-    entry = {"method": "def attach(self", "task": "def load(folder: Path) -> dict[str, Dataset]:"}[kind]
+    entry = {"method": "def attach(self", "task": "def load(folder: Path) -> dict[str, Dataset]:"}[
+        kind
+    ]
     assert entry in shown
     assert entry in code
     if kind == "task":
@@ -168,7 +200,7 @@ def test_what_new_makes_is_what_its_page_shows(kind, tmp_path):
 
 def test_the_model_shown_is_a_valid_one():
     (example,) = blocks(ROOT / "docs" / "add-a-model.md", "yaml")
-    registry.validate(yaml.safe_load(example), "model", "docs/add-a-model.md")
+    validate(yaml.safe_load(example), "model", "docs/add-a-model.md")
 
 
 def test_every_public_name_of_the_reference_has_a_docstring():
@@ -182,7 +214,11 @@ def test_every_public_name_of_the_reference_has_a_docstring():
     package = griffe.load("leantune", search_paths=[ROOT / "src"])
     for name in modules:
         for member in package[name.removeprefix("leantune.")].members.values():
-            if member.is_alias or member.name.startswith("_") or not (member.is_function or member.is_class):
+            if (
+                member.is_alias
+                or member.name.startswith("_")
+                or not (member.is_function or member.is_class)
+            ):
                 continue
             inner = member.members.values() if member.is_class else []
             methods = [m for m in inner if m.is_function and not m.name.startswith("_")]

@@ -1,4 +1,5 @@
-"""The lock, the conda environment and pyproject.toml agree, so every way of setting up gives the same suite."""
+"""The lock, the conda environment and pyproject.toml agree, so every way of setting up gives the
+same suite."""
 
 import importlib.metadata
 import os
@@ -13,9 +14,9 @@ from oracle_env import interpreter
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from leantune import registry
+from leantune.spec import plugins
 
-ROOT = registry.roots()[0]
+ROOT = plugins.roots()[0]
 LOCK = (ROOT / "envs" / "lock.txt").read_text().splitlines()
 PINS = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in LOCK}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -42,14 +43,19 @@ def test_the_references_environment_has_the_references():
 
 
 def test_a_missing_references_environment_is_named(tmp_path):
-    with pytest.raises(pytest.fail.Exception, match=r"\.venv-oracle.* is missing; `make oracle-test` creates"):
+    with pytest.raises(
+        pytest.fail.Exception, match=r"\.venv-oracle.* is missing; `make oracle-test` creates"
+    ):
         interpreter(tmp_path)
 
 
 def _wanted():
     project = PROJECT["project"]
     build = PROJECT["build-system"]["requires"]
-    return [Requirement(r) for r in (*project["dependencies"], *project["optional-dependencies"]["dev"], *build)]
+    return [
+        Requirement(r)
+        for r in (*project["dependencies"], *project["optional-dependencies"]["dev"], *build)
+    ]
 
 
 @pytest.mark.parametrize("requirement", _wanted(), ids=lambda r: r.name)
@@ -69,7 +75,8 @@ def test_the_lock_agrees_with_itself():
     """Whatever a locked package needs on this machine is locked too, at a version that it accepts."""
     for name in PINS:
         for other, requirement in _needs(name):
-            # CUDA builds of torch bring their own libraries, which machines without a GPU never see.
+            # CUDA builds of torch bring their own libraries, which machines without a GPU never
+            # see.
             if other.startswith(("nvidia", "triton", "cuda")):
                 continue
             assert other in PINS, f"{name} needs {other}"
@@ -85,7 +92,9 @@ def test_the_conda_environment_has_the_same_pins():
     environment = yaml.safe_load((ROOT / "envs" / "leantune.yaml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert pip == LOCK
-    (python,) = [e for e in environment["dependencies"] if isinstance(e, str) and e.startswith("python=")]
+    (python,) = [
+        e for e in environment["dependencies"] if isinstance(e, str) and e.startswith("python=")
+    ]
     assert python.removeprefix("python=") in PROJECT["project"]["requires-python"]
 
 
@@ -117,7 +126,9 @@ def test_make_sets_up_only_when_the_lock_changed(tmp_path):
     (tmp_path / ".venv" / ".ready").touch()
 
     def commands():
-        return subprocess.run(["make", "-n", "test"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["make", "-n", "test"], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
 
     assert "pip install" not in commands()
     later = (tmp_path / ".venv" / ".ready").stat().st_mtime + 10

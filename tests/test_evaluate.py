@@ -4,8 +4,8 @@ import pytest
 import torch
 from small import small_model
 
-from leantune.evaluate import Inference, predict_split
-from leantune.probe import metered_forward
+from leantune.prediction.metered_step import metered_forward
+from leantune.training.evaluation import Inference, predict_split
 
 
 def batches(sizes, kind="classification", length=7):
@@ -14,7 +14,11 @@ def batches(sizes, kind="classification", length=7):
         ids = torch.randint(5, 60, (size, length), generator=generator)
         mask = torch.ones_like(ids)
         mask[0, -2:] = 0
-        labels = ids.masked_fill(mask == 0, -100) if kind == "causal_lm" else torch.zeros(size, dtype=torch.long)
+        labels = (
+            ids.masked_fill(mask == 0, -100)
+            if kind == "causal_lm"
+            else torch.zeros(size, dtype=torch.long)
+        )
         yield {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
@@ -43,7 +47,10 @@ def test_watching_the_passes_changes_no_prediction_and_gives_their_speed_and_pea
     model = small_model("bert").eval()
     plain = predict_split(model, batches([4, 4, 4, 2]), "classification", "cpu", "fp32")
     inference = Inference(model, "cpu")
-    assert predict_split(model, batches([4, 4, 4, 2]), "classification", "cpu", "fp32", inference) == plain
+    assert (
+        predict_split(model, batches([4, 4, 4, 2]), "classification", "cpu", "fp32", inference)
+        == plain
+    )
     assert len(inference.tokens_per_second) == 3  # the first is metered
     found = inference.result()
     assert found["tokens_per_second"] > 0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leantune.errors import BadInput
-from leantune.expressions import LONGEST, UNITS, Language, Value
+from leantune.results.claims.expressions import LONGEST, UNITS, Language, Value
 
 
 def constant(number: float) -> Value:
@@ -26,7 +26,11 @@ def length(text: str, *, times: int = 1) -> Value:
 
 LANGUAGE = Language(
     {"constant": constant, "between": between, "length": length},
-    {"smallest": lambda evaluate, tasks: min((evaluate(t) for t in tasks or ("abc", "de")), key=lambda v: v.mean)},
+    {
+        "smallest": lambda evaluate, tasks: min(
+            (evaluate(t) for t in tasks or ("abc", "de")), key=lambda v: v.mean
+        )
+    },
 )
 
 
@@ -107,22 +111,33 @@ def test_everything_else_is_refused_in_one_sentence(text: str) -> None:
 
 
 def test_a_refusal_says_what_is_allowed() -> None:
-    with pytest.raises(BadInput, match=r"'gian\(1\)' is not allowed.*between, constant, length, smallest"):
+    with pytest.raises(
+        BadInput, match=r"'gian\(1\)' is not allowed.*between, constant, length, smallest"
+    ):
         LANGUAGE.check("1 + gian(1)")
 
 
 @given(
-    st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1), st.floats(-1e3, 1e3), st.sampled_from("+-*"), st.booleans()
-)  # fmt: skip
+    st.floats(0, 1e6),
+    st.floats(0, 1e6),
+    st.floats(0, 1),
+    st.floats(-1e3, 1e3),
+    st.sampled_from("+-*"),
+    st.booleans(),
+)
 def test_an_interval_follows_arithmetic_with_numbers(
     low: float, width: float, share: float, number: float, sign: str, left: bool
 ) -> None:
     """Whatever the interval holds is, after the same arithmetic, within the bounds of the result."""
     inside = low + share * width
     language = Language({"sample": lambda: Value(inside, low, low + width)}, {})
-    found = language.evaluate(f"sample() {sign} ({number!r})" if left else f"({number!r}) {sign} sample()")
+    found = language.evaluate(
+        f"sample() {sign} ({number!r})" if left else f"({number!r}) {sign} sample()"
+    )
     pair = (inside, number) if left else (number, inside)
-    assert found.mean == pytest.approx({"+": add, "-": sub, "*": mul}[sign](*pair), rel=1e-9, abs=1e-9)
+    assert found.mean == pytest.approx(
+        {"+": add, "-": sub, "*": mul}[sign](*pair), rel=1e-9, abs=1e-9
+    )
     slack = 1e-9 * (1 + abs(found.mean))
     assert found.bounds[0] - slack <= found.mean <= found.bounds[1] + slack
 

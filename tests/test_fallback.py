@@ -8,11 +8,13 @@ import torch
 from small import small_model
 from torch import nn
 
-from leantune import cli, predict, registry
 from leantune.api import Context
-from leantune.probe import Probe
-from leantune.stack import Stack
-from leantune.train import Schedule
+from leantune.cli import parser
+from leantune.prediction import one
+from leantune.prediction.metered_step import Probe
+from leantune.spec.stacks import parse_stack
+from leantune.training.loop import Schedule
+from leantune.training.stack import Stack
 
 MODEL = """name: tiny-bert
 summary: A model that is quick to build.
@@ -61,32 +63,39 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plugins")
 def test_attaching_with_values_then_stepping_without() -> None:
-    found = predict.predict_names("tiny-bert", "attaches", batch=2, length=8)
-    plain = predict.predict_names("tiny-bert", "full", batch=2, length=8)
+    found = one.predict_names("tiny-bert", "attaches", batch=2, length=8)
+    plain = one.predict_names("tiny-bert", "full", batch=2, length=8)
     assert found["path"] == plain["path"] == "cuda-simulated"
     assert found["fallback"] is None
     assert found["peak_bytes"] == plain["peak_bytes"]
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_step_that_needs_values_is_taken_on_real_tensors(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_that_needs_values_is_taken_on_real_tensors(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words = ["predict", "--model", "tiny-bert", "--method", "looks", "--batch", "2", "--seq", "8"]
-    assert cli.main([*words, "--json"]) == 0
+    assert parser.main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["path"] == "cpu"
     assert "nonzero" in found["fallback"]
     assert sum(found["by_kind"].values()) == found["peak_bytes"]
-    assert found["optimizer_state_bytes"] == 8 * (found["parameters"]["trainable"] + found["parameters"]["head"])
-    assert cli.main(words) == 0
+    assert found["optimizer_state_bytes"] == 8 * (
+        found["parameters"]["trainable"] + found["parameters"]["head"]
+    )
+    assert parser.main(words) == 0
     assert (
-        "measured on real tensors, CPU path: 'looks' does not run on tensors without values" in capsys.readouterr().out
+        "measured on real tensors, CPU path: 'looks' does not run on tensors without values"
+        in capsys.readouterr().out
     )
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_model_too_large_for_a_real_step_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_too_large_for_a_real_step_is_refused_in_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words = ["predict", "--model", "llama2-7b", "--method", "looks", "--batch", "1", "--seq", "8"]
-    assert cli.main(words) == 2
+    assert parser.main(words) == 2
     said = capsys.readouterr().err
     assert "'llama2-7b'" in said
     assert "GiB are free here" in said
@@ -102,11 +111,19 @@ def test_a_real_step_leaves_the_model_as_it_was() -> None:
             input_ids.nonzero()
             return self.inner(input_ids=input_ids, **inputs)
 
-    stack = Stack(registry.parse_stack("full", "classification"))
+    stack = Stack(parse_stack("full", "classification"))
     ctx = Context(
-        kind="classification", family="bert", steps=8, head_lr=1e-3, seed=0, device="cpu", batch=2, length=8,
-        cache=Path("."), probe=True,
-    )  # fmt: skip
+        kind="classification",
+        family="bert",
+        steps=8,
+        head_lr=1e-3,
+        seed=0,
+        device="cpu",
+        batch=2,
+        length=8,
+        cache=Path("."),
+        probe=True,
+    )
     model = Looks()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
@@ -119,7 +136,7 @@ def test_a_real_step_leaves_the_model_as_it_was() -> None:
 
 def test_pretraining_heads_are_those_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     def total(head: str) -> int:
-        found = predict.predict_names("bert-base", "bitfit", batch=1, length=8, head=head)
+        found = one.predict_names("bert-base", "bitfit", batch=1, length=8, head=head)
         return int(found["parameters"]["total"])
 
     pooler, next_sentence = 768 * 768 + 768, 2 * 768 + 2

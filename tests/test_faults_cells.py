@@ -1,4 +1,5 @@
-"""Faults of a cell's processes: each is put in on purpose, the finished work stays, and the rest can be run again."""
+"""Faults of a cell's processes: each is put in on purpose, the finished work stays, and the rest
+can be run again."""
 
 from __future__ import annotations
 
@@ -10,7 +11,17 @@ from tests.fault_cells import STEPS, Cells, wait_for, workers_below
 
 pytestmark = pytest.mark.faults
 PHASES = [
-    *("data", "predict", "wait", "load", "attach", "measure", "training", "first step", "steady training"),
+    *(
+        "data",
+        "predict",
+        "wait",
+        "load",
+        "attach",
+        "measure",
+        "training",
+        "first step",
+        "steady training",
+    ),
     *("export", "evaluation"),
 ]
 
@@ -28,7 +39,8 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def cells(shared, record_property):
-    """The folder; says afterwards how many finished records there were before and how many are still whole."""
+    """The folder; says afterwards how many finished records there were before and how many are
+    still whole."""
     before = shared.finished()
     yield shared
     after = shared.finished()
@@ -72,7 +84,11 @@ def test_a_killed_worker_is_recorded_with_its_phase(cells, out, phase):
         done = cells.run([*cells.words(at=f"'{phase}'", fault="'kill worker'"), "--out", out])
     assert done.returncode == 0
     row = cells.record(out)
-    assert (row["status"], row["phase"], row["reason"]) == ("error", phase, "the worker was ended by SIGKILL")
+    assert (row["status"], row["phase"], row["reason"]) == (
+        "error",
+        phase,
+        "the worker was ended by SIGKILL",
+    )
 
 
 def test_a_worker_that_is_killed_while_it_imports_is_recorded(cells, out):
@@ -97,7 +113,9 @@ def test_a_supervisor_that_is_killed_while_its_worker_imports_takes_it_along(cel
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_stopped_cell_goes_on_and_its_record_equals_the_one_of_a_cell_that_never_stopped(cells, out, name):
+def test_a_stopped_cell_goes_on_and_its_record_equals_the_one_of_a_cell_that_never_stopped(
+    cells, out, name
+):
     words = [*cells.words(at="'step 3'", fault=f"'stop {name}'"), "--out", out]
     with cells.broken():
         stopped = cells.run(words)
@@ -151,7 +169,9 @@ def test_a_damaged_checkpoint_starts_the_cell_over(cells, out):
 @pytest.mark.slow
 def test_a_hung_cell_ends_as_timeout_with_its_phase(cells, out):
     with cells.broken():
-        done = cells.run([*cells.words(at="'step 2'", fault="hang"), "--timeout", "0.3", "--out", out])
+        done = cells.run(
+            [*cells.words(at="'step 2'", fault="hang"), "--timeout", "0.3", "--out", out]
+        )
     assert done.returncode == 0
     row = cells.record(out)
     assert (row["status"], row["phase"]) == ("timeout", "steady training")

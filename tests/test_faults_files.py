@@ -1,4 +1,5 @@
-"""Faults of the files around a cell: a full disk, a folder that may not be written, damage, company, a wrong clock."""
+"""Faults of the files around a cell: a full disk, a folder that may not be written, damage,
+company, a wrong clock."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ import torch
 from tests.fault_cells import STEPS, workers_below
 from tests.test_faults_cells import cells, out, result, shared, whole
 
-from leantune import cache, plan, svd
+from leantune import svd
+from leantune.fetch import cache
+from leantune.spec.config import expand, load_config
 
 __all__ = ["cells", "out", "shared"]
 pytestmark = pytest.mark.faults
@@ -31,7 +34,9 @@ def small_disk(tmp_path):
     """A disk of its own, of one MiB; yields its folder."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, check=False
+    )
     if done.returncode:
         pytest.skip("needs the right to mount a disk of its own; run as root")
     yield disk
@@ -45,7 +50,9 @@ def fill(disk: Path) -> None:
     assert os.statvfs(disk).f_bavail == 0
 
 
-def test_a_record_that_finds_the_disk_full_is_a_clear_error_and_leaves_no_half_of_itself(cells, small_disk):
+def test_a_record_that_finds_the_disk_full_is_a_clear_error_and_leaves_no_half_of_itself(
+    cells, small_disk
+):
     fill(small_disk)
     file = small_disk / "records" / "0.json"
     file.parent.mkdir()
@@ -58,7 +65,9 @@ def test_a_record_that_finds_the_disk_full_is_a_clear_error_and_leaves_no_half_o
     assert result(cells.record(file)) == result(whole(cells))
 
 
-def test_a_checkpoint_that_finds_the_disk_full_is_given_up_and_the_cell_starts_over(cells, small_disk):
+def test_a_checkpoint_that_finds_the_disk_full_is_given_up_and_the_cell_starts_over(
+    cells, small_disk
+):
     file = small_disk / "records" / "0.json"
     file.parent.mkdir()
     with (small_disk / "filler").open("wb") as filler:
@@ -73,7 +82,9 @@ def test_a_checkpoint_that_finds_the_disk_full_is_given_up_and_the_cell_starts_o
     assert result(cells.record(file)) == result(whole(cells))
 
 
-def test_a_scratch_folder_that_fills_up_ends_the_cell_as_error_and_it_can_be_run_again(cells, out, small_disk):
+def test_a_scratch_folder_that_fills_up_ends_the_cell_as_error_and_it_can_be_run_again(
+    cells, out, small_disk
+):
     words = [*cells.words(at="'step 2'", fault="'fill disk'"), "--out", out]
     with cells.broken():
         done = cells.run(words, TMPDIR=str(small_disk))
@@ -92,7 +103,10 @@ def test_results_that_may_not_be_written_are_told_before_anything_runs(cells, sm
     started = time.monotonic()
     done = cells.run([*cells.words(), "--out", small_disk / "records" / "0.json"])
     assert done.returncode == 2
-    assert f"cannot write into {small_disk / 'records'}: Read-only file system; choose another --out" in done.said
+    assert (
+        f"cannot write into {small_disk / 'records'}: Read-only file system; choose another --out"
+        in done.said
+    )
     assert time.monotonic() - started < 10
 
 
@@ -115,7 +129,8 @@ def test_two_runs_of_one_cell_at_once_both_end_well_and_leave_one_whole_record(c
 @pytest.mark.slow
 @pytest.mark.parametrize("hours", [-24, 24])
 def test_a_clock_that_is_set_while_a_cell_runs_changes_no_duration(cells, out, hours, tmp_path):
-    """The wall clock jumps in both processes of a command: here as they start, and again and again while they run."""
+    """The wall clock jumps in both processes of a command: here as they start, and again and again
+    while they run."""
     (tmp_path / "sitecustomize.py").write_text(
         textwrap.dedent(f"""
         import time
@@ -152,15 +167,27 @@ def test_a_clock_that_is_set_while_a_cell_runs_changes_no_duration(cells, out, h
 # ------------------------------------------------------------------ damage
 
 
-def test_a_truncated_record_is_named_left_out_of_the_tables_and_can_be_run_again(cells, monkeypatch):
+def test_a_truncated_record_is_named_left_out_of_the_tables_and_can_be_run_again(
+    cells, monkeypatch
+):
     output = cells.folder / "other"
     block = {"methods": ["faulty"], "seeds": [0, 1]}
     config = cells.configure(block, allowed_statuses=["ok"], output=str(output))
     monkeypatch.setenv("LEANTUNE_PLUGINS", cells.environment["LEANTUNE_PLUGINS"])
-    planned = plan.expand(plan.load_config(config))
+    planned = expand(load_config(config))
     files = [output / cell.record_path for cell in planned]
     for seed, file in enumerate(files):
-        words = ["run", "--model", "tiny", "--task", "words", "--method", "faulty", "--seed", str(seed)]
+        words = [
+            "run",
+            "--model",
+            "tiny",
+            "--task",
+            "words",
+            "--method",
+            "faulty",
+            "--seed",
+            str(seed),
+        ]
         assert cells.run([*words, "--device", "cpu", "--out", file]).returncode == 0
     sound = files[0].read_bytes()
     files[1].write_bytes(files[1].read_bytes()[:700])
@@ -202,7 +229,10 @@ def test_a_truncated_download_in_the_cache_is_fetched_again(tmp_path, monkeypatc
     file = cache.entry("key", build) / "weights.bin"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     file.write_bytes(file.read_bytes()[:100])
-    assert hashlib.sha256((cache.entry("key", build) / "weights.bin").read_bytes()).hexdigest() == digest
+    assert (
+        hashlib.sha256((cache.entry("key", build) / "weights.bin").read_bytes()).hexdigest()
+        == digest
+    )
 
 
 # ------------------------------------------------------------------ a control group
@@ -226,15 +256,21 @@ def control_group():
 
 
 @pytest.mark.slow
-def test_a_cell_that_the_kernel_kills_for_memory_ends_as_oom_with_phase_and_headroom(cells, out, control_group):
+def test_a_cell_that_the_kernel_kills_for_memory_ends_as_oom_with_phase_and_headroom(
+    cells, out, control_group
+):
     (control_group / "memory.limit_in_bytes").write_text(str(2**30))
     words = [*cells.words(at="'step 2'", fault="'fill memory'"), "--out", out]
     with cells.broken():
         enter = f"echo $$ > {control_group}/cgroup.procs && exec " + '"$@"'
         done = subprocess.run(
             ["sh", "-c", enter, "sh", sys.executable, "-m", "leantune", *map(str, words)],
-            env=cells.environment, capture_output=True, text=True, timeout=200, check=False,
-        )  # fmt: skip
+            env=cells.environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
     row = cells.record(out)
     assert (row["status"], row["phase"]) == ("oom", "steady training")

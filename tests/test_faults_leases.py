@@ -21,11 +21,11 @@ import pytest
 from tests.contenders import stay
 from tests.fault_cells import Cells
 
-from leantune import gpus, lease
 from leantune.errors import BadInput
-from leantune.gpu_lease import gpu_lease
-from leantune.gpus import MIB, Gpu
-from leantune.lease import GIB, Memory, memory_lease
+from leantune.machine import gpus, memory
+from leantune.machine.gpu_lease import gpu_lease
+from leantune.machine.gpus import MIB, Gpu
+from leantune.machine.memory import GIB, Memory, memory_lease
 
 pytestmark = pytest.mark.faults
 FORK = mp.get_context("fork")
@@ -98,8 +98,10 @@ def test_the_lease_of_another_user_s_killed_process_is_void(shared):
 
 
 def test_nonsense_in_the_shared_folder_holds_nothing_back(shared):
-    folder = lease.lease_folder()
-    for i, text in enumerate(["", "{", "[]", json.dumps({"need": "much", "pid": 1}), json.dumps({"need": 2**60})]):
+    folder = memory.lease_folder()
+    for i, text in enumerate(
+        ["", "{", "[]", json.dumps({"need": "much", "pid": 1}), json.dumps({"need": 2**60})]
+    ):
         (folder / f"{i}.lease").write_text(text)
     (folder / "loop.lease").symlink_to("/dev/zero")
     held = [(folder / f"{i}.lease").open() for i in range(5)]
@@ -110,7 +112,7 @@ def test_nonsense_in_the_shared_folder_holds_nothing_back(shared):
 
 
 def test_a_link_in_the_place_of_a_lock_is_refused_and_not_followed(shared):
-    folder = lease.lease_folder()
+    folder = memory.lease_folder()
     (folder / "lock").symlink_to(folder / "elsewhere")
     with pytest.raises(BadInput, match="lock cannot be opened"):
         with memory_lease(GIB, memory=budget):
@@ -122,7 +124,9 @@ def test_a_link_in_the_place_of_a_lock_is_refused_and_not_followed(shared):
 
 
 def stub(*used, users=()):
-    return [Gpu(i, f"GPU-{i}", "Stub", mib * MIB, 16 * GIB, tuple(users)) for i, mib in enumerate(used)]
+    return [
+        Gpu(i, f"GPU-{i}", "Stub", mib * MIB, 16 * GIB, tuple(users)) for i, mib in enumerate(used)
+    ]
 
 
 def _train(folder, on, most, done):
@@ -160,7 +164,9 @@ def test_a_killed_holder_gives_its_device_back(tmp_path):
         holder.kill()
         holder.join()
 
-    with gpu_lease(when_waiting, folder=tmp_path, devices=lambda: stub(0), poll_seconds=0.02) as leased:
+    with gpu_lease(
+        when_waiting, folder=tmp_path, devices=lambda: stub(0), poll_seconds=0.02
+    ) as leased:
         assert leased.gpu.uuid == "GPU-0"
     assert said == [f"waiting for a GPU, as cells hold GPU 0 (process {holder.pid})"]
 
@@ -169,14 +175,16 @@ def test_a_device_is_not_free_before_the_worker_of_a_killed_supervisor_has_ended
     code = (
         "import os, subprocess, sys, time\n"
         "from pathlib import Path\n"
-        "from leantune.gpu_lease import gpu_lease\n"
-        "from leantune.gpus import Gpu\n"
+        "from leantune.machine.gpu_lease import gpu_lease\n"
+        "from leantune.machine.gpus import Gpu\n"
         "with gpu_lease(folder=Path(sys.argv[1]), devices=lambda: [Gpu(0, 'GPU-0', 'Stub', 0, 1)]) as leased:\n"
         "    worker = subprocess.Popen(['sleep', '60'], pass_fds=(leased.lock,))\n"
         "    print(worker.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    supervisor = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True
+    )
     worker = int(supervisor.stdout.readline())
     supervisor.kill()
     supervisor.wait()
@@ -193,7 +201,9 @@ def test_a_device_is_not_free_before_the_worker_of_a_killed_supervisor_has_ended
 def test_a_device_that_others_use_is_refused_and_its_holder_named(tmp_path):
     def refused(devices):
         with pytest.raises(BadInput) as caught:
-            with gpu_lease(folder=tmp_path, devices=lambda: devices, poll_seconds=0.02, patience_seconds=0.1):
+            with gpu_lease(
+                folder=tmp_path, devices=lambda: devices, poll_seconds=0.02, patience_seconds=0.1
+            ):
                 pytest.fail("must not start")
         return str(caught.value)
 
@@ -204,9 +214,14 @@ def test_a_device_that_others_use_is_refused_and_its_holder_named(tmp_path):
     finally:
         foreign.kill()
         foreign.wait()
-    assert "3000 MiB of its memory are in use by a process that nvidia-smi does not show" in refused(stub(3000))
+    assert (
+        "3000 MiB of its memory are in use by a process that nvidia-smi does not show"
+        in refused(stub(3000))
+    )
     assert "there is none" in refused([])
-    with gpu_lease(folder=tmp_path, devices=lambda: stub(3000, 1)) as leased:  # the other one is free
+    with gpu_lease(
+        folder=tmp_path, devices=lambda: stub(3000, 1)
+    ) as leased:  # the other one is free
         assert leased.gpu.index == 1
 
 
@@ -251,7 +266,9 @@ def test_what_nvidia_smi_says_is_read(smi, monkeypatch):
 def test_the_worker_sees_the_leased_device_alone_and_holds_its_lease_too(tmp_path, smi):
     (tmp_path / "run").mkdir()
     cells = Cells(tmp_path / "run")
-    cells.environment.update({"PATH": f"{smi.parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "1,0"})
+    cells.environment.update(
+        {"PATH": f"{smi.parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "1,0"}
+    )
     with cells.broken():
         words = cells.words(at="data", fault="'tell gpu'", device="cuda")
         started = cells.start([*words, "--out", cells.output / "records" / "gpu" / "0.json"])

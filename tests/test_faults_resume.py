@@ -1,4 +1,5 @@
-"""A training run that was asked to stop goes on from its checkpoint and ends bit-equal to one that never stopped."""
+"""A training run that was asked to stop goes on from its checkpoint and ends bit-equal to one that
+never stopped."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ import pytest
 import torch
 from tests.small import batch_of, small_context, small_data, small_model, stack
 
-from leantune import checkpoint
-from leantune.checkpoint import Preempted
 from leantune.errors import BadInput
-from leantune.stack import Stack
-from leantune.train import Schedule, Training, train
+from leantune.training import resume as checkpoint
+from leantune.training.loop import Schedule, Training, train
+from leantune.training.resume import Preempted
+from leantune.training.stack import Stack
 
 pytestmark = pytest.mark.faults
 STEPS = 10
@@ -37,7 +38,11 @@ class Run:
 
     def go(self, stop_after=None, resume=None) -> tuple[Training, dict]:
         """The outcome and the details; `stop_after`: the step after which it is asked to stop."""
-        data, ctx, stacked = small_data(self.folder), small_context(self.folder, steps=STEPS), self.stack()
+        data, ctx, stacked = (
+            small_data(self.folder),
+            small_context(self.folder, steps=STEPS),
+            self.stack(),
+        )
         model = small_model(seed=3)
         torch.manual_seed(0)
         model, data = stacked.attach(model, data, ctx)
@@ -55,7 +60,17 @@ class Run:
         schedule = Schedule(steps=STEPS, evaluations=2, warmup=0.2)
         try:
             score = lambda model: float(sum(p.detach().double().sum() for p in model.parameters()))  # noqa: E731
-            done = train(model, stacked, batches(), schedule, ctx, None, score, stop, resume and resume["state"])
+            done = train(
+                model,
+                stacked,
+                batches(),
+                schedule,
+                ctx,
+                None,
+                score,
+                stop,
+                resume and resume["state"],
+            )
         except Preempted as stopped:
             stopped.details = ctx.details
             raise
@@ -115,14 +130,16 @@ def test_a_run_that_is_stopped_again_and_again_ends_bit_equal_and_counts_every_s
 
 
 def test_what_a_method_has_rebuilt_cannot_be_resumed_and_says_so(tmp_path):
-    run = Run(tmp_path, "softlms", {"alpha": 0.9, "budget": 0.9})  # the first check meets the budget
+    run = Run(
+        tmp_path, "softlms", {"alpha": 0.9, "budget": 0.9}
+    )  # the first check meets the budget
     assert run.stopped(7) is None
 
 
 def test_a_method_that_promises_nothing_about_its_hooks_is_not_resumed(tmp_path, monkeypatch):
-    from leantune import registry
+    from leantune.spec import plugins
 
-    monkeypatch.setitem(registry.get("methods", "safe").spec, "resumable", False)
+    monkeypatch.setitem(plugins.get("methods", "safe").spec, "resumable", False)
     assert Run(tmp_path, "safe", {}).stopped(4) is None
 
 
@@ -163,7 +180,9 @@ def test_a_damaged_or_foreign_checkpoint_is_named_removed_and_not_used(tmp_path,
     if damage == "another cell":
         assert checkpoint.read(file, "mine") is not None
     else:
-        file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"no checkpoint"}[damage])
+        file.write_bytes(
+            {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"no checkpoint"}[damage]
+        )
     assert checkpoint.read(file, "other" if damage == "another cell" else "mine") is None
     assert not file.exists()
     said = capsys.readouterr().err

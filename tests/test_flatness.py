@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from leantune import cli, record
-from leantune.flatness import NORMS, flatness
+from leantune.cli import parser
+from leantune.files import record
+from leantune.training.flatness import NORMS, flatness
 
 
 def model() -> nn.Linear:
@@ -19,9 +20,13 @@ def test_the_increase_of_a_quadratic_is_its_closed_form():
     """For |W|^2 a change d has the increase 2 <W, d> + |d|^2, and |d| is norm |W|, row by row."""
     linear = model()
     square = float(linear.weight.detach().double().square().sum())
-    found = flatness(linear, {"weight"}, lambda m: float(m.weight.double().square().sum()), draws=4, seed=1)
+    found = flatness(
+        linear, {"weight"}, lambda m: float(m.weight.double().square().sum()), draws=4, seed=1
+    )
     assert found["loss"] == pytest.approx(square)
-    (a, low), (b, high) = ((found[n]["norm"], found[n]["increase"]) for n in ("half_percent", "two_percent"))
+    (a, low), (b, high) = (
+        (found[n]["norm"], found[n]["increase"]) for n in ("half_percent", "two_percent")
+    )
     for one, two in zip(low, high, strict=True):  # what is linear in the norm cancels
         assert two - b / a * one == pytest.approx((b * b - a * b) * square, rel=1e-3)
     assert len(set(low)) == 4
@@ -69,12 +74,32 @@ def test_two_models_get_the_same_directions():
         assert torch.allclose(one, two, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["adapter", "lora"])  # what LoRA trains is gone once it is merged
+@pytest.mark.parametrize(
+    "method", ["adapter", "lora"]
+)  # what LoRA trains is gone once it is merged
 def test_a_cell_records_it_for_the_tensors_that_were_trained(tmp_path, method):
-    words = ["run", "--model", "mini-gpt", "--task", "pretrain", "--method", method, "--device", "cpu"]
-    for setting in ("steps=2", "train=16", "validation=8", "test=8", "batch=4", "length=16", "evaluations=1"):
+    words = [
+        "run",
+        "--model",
+        "mini-gpt",
+        "--task",
+        "pretrain",
+        "--method",
+        method,
+        "--device",
+        "cpu",
+    ]
+    for setting in (
+        "steps=2",
+        "train=16",
+        "validation=8",
+        "test=8",
+        "batch=4",
+        "length=16",
+        "evaluations=1",
+    ):
         words += ["--set", f"task.{setting}"]
-    assert cli.main([*words, "--flatness", "2", "--out", str(tmp_path / "r.json")]) == 0
+    assert parser.main([*words, "--flatness", "2", "--out", str(tmp_path / "r.json")]) == 0
     done = record.read_record(tmp_path / "r.json")
     found = done["quality"]["flatness"]
     assert [len(found[name]["increase"]) for name in NORMS] == [2, 2, 2]

@@ -1,4 +1,5 @@
-"""The footprint table and sweeps: what is kept, what is a row, and figures of paper-scale models to the byte."""
+"""The footprint table and sweeps: what is kept, what is a row, and figures of paper-scale models to
+the byte."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ from typing import Any
 
 import pytest
 
-from leantune import cards, cli, footprint, models, plan, predict, registry
+from leantune.cli import parser
+from leantune.models import load as models
+from leantune.prediction import cards, one, paper_scale
+from leantune.spec import plugins as registry
+from leantune.spec.config import load_config
+from leantune.spec.stacks import parse_stack
 
 TINY = (
     "{name: %s, summary: A GPT-2 of one layer., family: gpt2, source: {none: true}, kinds: [causal_lm, classification], "
@@ -55,28 +61,50 @@ def config(folder: Path, *methods: str, models: tuple[str, ...] = ("tiny-a",), *
 
 
 def make(folder: Path, *methods: str, **more: Any) -> list[dict[str, str]]:
-    assert cli.main(["footprint", "--config", str(config(folder, *methods, **more))]) == 0
+    assert parser.main(["footprint", "--config", str(config(folder, *methods, **more))]) == 0
     return table_of(folder / "out")
 
 
 # ------------------------------------------------------------------ the table
 
 
-def test_a_row_holds_the_prediction_its_source_and_what_made_it(plugins: Path, tmp_path: Path) -> None:
+def test_a_row_holds_the_prediction_its_source_and_what_made_it(
+    plugins: Path, tmp_path: Path
+) -> None:
     full, named, head = make(tmp_path, "full", "rank_one@two+came", "head")
-    expected = predict.predict_names("tiny-a", "rank_one@two+came", batch=2, length=16)
-    assert {k: named[k] for k in ("model", "method", "point", "kind", "batch", "seq", "dtype", "status", "path")} == {
-        "model": "tiny-a", "method": "rank_one@two+came", "point": "two", "kind": "causal_lm", "batch": "2",
-        "seq": "16", "dtype": "fp32", "status": "ok", "path": expected["path"],
-    }  # fmt: skip
-    for name in ("peak_bytes", "allocated_bytes", "reserved_bytes", "optimizer_state_bytes", "flops_per_step"):
+    expected = one.predict_names("tiny-a", "rank_one@two+came", batch=2, length=16)
+    assert {
+        k: named[k]
+        for k in ("model", "method", "point", "kind", "batch", "seq", "dtype", "status", "path")
+    } == {
+        "model": "tiny-a",
+        "method": "rank_one@two+came",
+        "point": "two",
+        "kind": "causal_lm",
+        "batch": "2",
+        "seq": "16",
+        "dtype": "fp32",
+        "status": "ok",
+        "path": expected["path"],
+    }
+    for name in (
+        "peak_bytes",
+        "allocated_bytes",
+        "reserved_bytes",
+        "optimizer_state_bytes",
+        "flops_per_step",
+    ):
         assert int(named[name]) == expected[name], name
-    assert int(named["trainable_parameters"]) == 2 * (128 + 384) == expected["parameters"]["trainable"]
-    assert sum(int(named[f"{kind}_bytes"]) for kind in footprint.KINDS) == int(named["peak_bytes"])
+    assert (
+        int(named["trainable_parameters"]) == 2 * (128 + 384) == expected["parameters"]["trainable"]
+    )
+    assert sum(int(named[f"{kind}_bytes"]) for kind in paper_scale.KINDS) == int(
+        named["peak_bytes"]
+    )
     assert named["smallest_card"] == "8GB"
     assert (named["point_source"], full["point_source"]) == ("a table, of this test", "")
     assert {name: named[name] for name in ("measurement", "torch", "transformers")} == {
-        k: str(v) for k, v in footprint.versions().items()
+        k: str(v) for k, v in paper_scale.versions().items()
     }
     assert (head["status"], head["peak_bytes"]) == ("unsupported", "")
     assert "supports tasks classification, regression, span; this is causal_lm" in head["reason"]
@@ -84,29 +112,36 @@ def test_a_row_holds_the_prediction_its_source_and_what_made_it(plugins: Path, t
 
 def test_the_same_predictions_are_the_same_bytes(plugins: Path, tmp_path: Path) -> None:
     make(tmp_path, "full", "head")
-    entries = footprint.expand(plan.load_config(tmp_path / "config.json"))
+    entries = paper_scale.expand(load_config(tmp_path / "config.json"))
     kept = [json.loads((tmp_path / "out" / e.file).read_text())["prediction"] for e in entries]
-    texts = {footprint.table(list(zip(entries, rows, strict=True))) for rows in (kept, json.loads(json.dumps(kept)))}
+    texts = {
+        paper_scale.table(list(zip(entries, rows, strict=True)))
+        for rows in (kept, json.loads(json.dumps(kept)))
+    }
     assert texts == {(tmp_path / "out" / "tables" / "footprint.csv").read_text()}
-    assert next(csv.reader(io.StringIO(texts.pop()))) == footprint.COLUMNS
+    assert next(csv.reader(io.StringIO(texts.pop()))) == paper_scale.COLUMNS
 
 
-def test_only_what_changed_is_predicted_again(plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_changed_is_predicted_again(
+    plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
-    real = predict.predict_names
+    real = one.predict_names
 
     def noted(model: str, method: str, **words: Any) -> dict[str, Any]:
         asked.append(f"{model} {method}")
         return real(model, method, **words)
 
-    monkeypatch.setattr(predict, "predict_names", noted)
+    monkeypatch.setattr(one, "predict_names", noted)
     first = make(tmp_path, "full", "rank_one", models=("tiny-a", "tiny-b"))
     assert len(asked) == 4
     assert make(tmp_path, "full", "rank_one", models=("tiny-a", "tiny-b")) == first
     assert len(asked) == 4
 
     del asked[:]
-    (tmp_path / "out" / "footprint" / "tiny-a" / "full" / "causal_lm-fp32-b2-l16.json").write_text("{")
+    (tmp_path / "out" / "footprint" / "tiny-a" / "full" / "causal_lm-fp32-b2-l16.json").write_text(
+        "{"
+    )
     assert make(tmp_path, "full", "rank_one", models=("tiny-a", "tiny-b")) == first
     assert asked == ["tiny-a full"]
 
@@ -117,79 +152,100 @@ def test_only_what_changed_is_predicted_again(plugins: Path, tmp_path: Path, mon
     again = make(tmp_path, "full", "rank_one", models=("tiny-a", "tiny-b"))
     assert asked == ["tiny-a rank_one", "tiny-b rank_one"]
     counts = [
-        [int(row["trainable_parameters"]) for row in rows if row["method"] == "rank_one"] for rows in (first, again)
+        [int(row["trainable_parameters"]) for row in rows if row["method"] == "rank_one"]
+        for rows in (first, again)
     ]
     assert counts[1] == [4 * n for n in counts[0]]
 
 
-def test_progress_is_a_line_for_each_row(plugins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_a_line_for_each_row(
+    plugins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make(tmp_path, "full", "head")
     lines = [line for line in capsys.readouterr().err.splitlines() if " of 2: " in line]
     assert lines[0].startswith("1 of 2: tiny-a full: ")
     assert lines[1].startswith("2 of 2: tiny-a head: unsupported, 0 s left")
 
 
-def test_published_rows_are_replaced_by_their_key_and_others_stay(plugins: Path, tmp_path: Path) -> None:
+def test_published_rows_are_replaced_by_their_key_and_others_stay(
+    plugins: Path, tmp_path: Path
+) -> None:
     make(tmp_path, "full", "head")
-    footprint.publish(tmp_path / "out", tmp_path / "results")
+    paper_scale.publish(tmp_path / "out", tmp_path / "results")
     first = table_of(tmp_path / "results")
     assert first == table_of(tmp_path / "out")
     make(tmp_path, "came", "full", batches=[2, 4])
     file = tmp_path / "out" / "tables" / "footprint.csv"
-    file.write_text(file.read_text().replace(",forward,", ",elsewhere,").replace(",backward,", ",elsewhere,"))
-    footprint.publish(tmp_path / "out", tmp_path / "results")
+    file.write_text(
+        file.read_text().replace(",forward,", ",elsewhere,").replace(",backward,", ",elsewhere,")
+    )
+    paper_scale.publish(tmp_path / "out", tmp_path / "results")
     rows = {(row["method"], row["batch"]): row for row in table_of(tmp_path / "results")}
     assert list(rows) == [("full", "2"), ("head", "2"), ("came", "2"), ("came", "4"), ("full", "4")]
     assert rows["head", "2"] == first[1]
     assert rows["full", "2"]["peak_phase"] == "elsewhere"
-    footprint.publish(tmp_path / "nothing", tmp_path / "results")  # a run without a footprint
+    paper_scale.publish(tmp_path / "nothing", tmp_path / "results")  # a run without a footprint
     assert len(table_of(tmp_path / "results")) == 5
 
 
-def test_a_source_belongs_to_a_point(plugins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (plugins / "methods" / "rank_one" / "method.yaml").write_text(METHOD.replace("sources: {two", "sources: {three"))
+def test_a_source_belongs_to_a_point(
+    plugins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (plugins / "methods" / "rank_one" / "method.yaml").write_text(
+        METHOD.replace("sources: {two", "sources: {three")
+    )
     registry._load.cache_clear()
-    assert cli.main(["footprint", "--config", str(config(tmp_path, "rank_one"))]) == 2
+    assert parser.main(["footprint", "--config", str(config(tmp_path, "rank_one"))]) == 2
     assert "'three', which is none of its points" in capsys.readouterr().err
 
 
 def test_every_point_of_the_shipped_tables_names_its_source() -> None:
     folder = registry.roots()[0] / "config"
     entries = [
-        e for name in ("config", "full", "smoke") for e in footprint.expand(plan.load_config(folder / f"{name}.yaml"))
+        e
+        for name in ("config", "full", "smoke")
+        for e in paper_scale.expand(load_config(folder / f"{name}.yaml"))
     ]
     assert all(part.source for entry in entries for part in entry.parts if part.point)
-    assert registry.parse_stack("softlms@stage2", "classification")[0].source
+    assert parse_stack("softlms@stage2", "classification")[0].source
 
 
 def test_the_full_table_is_twelve_stacks_on_eleven_models() -> None:
-    entries = footprint.expand(plan.load_config(registry.roots()[0] / "config" / "full.yaml"))
+    entries = paper_scale.expand(load_config(registry.roots()[0] / "config" / "full.yaml"))
     pairs = {(e.model.name, e.method) for e in entries}
     assert len(entries) == len(pairs) == 132
     assert len({model for model, _ in pairs}) == 11
 
 
-def test_the_largest_batch_is_searched_for_the_named_stacks_alone(plugins: Path, tmp_path: Path) -> None:
+def test_the_largest_batch_is_searched_for_the_named_stacks_alone(
+    plugins: Path, tmp_path: Path
+) -> None:
     full, lora = make(tmp_path, "full", "lora", largest_batch=["lora"])
-    assert {full[f"largest_batch_{size}gib"] for size in footprint.BUDGETS_GIB} == {""}
+    assert {full[f"largest_batch_{size}gib"] for size in paper_scale.BUDGETS_GIB} == {""}
     words = {"length": 16, "head": "causal-lm", "dtype": "fp32"}
-    for size in footprint.BUDGETS_GIB:
+    for size in paper_scale.BUDGETS_GIB:
         found = int(lora[f"largest_batch_{size}gib"])
         fits, larger = (
-            predict.predict_names("tiny-a", "lora", batch=n, **words)["reserved_bytes"] for n in (found, found + 1)
+            one.predict_names("tiny-a", "lora", batch=n, **words)["reserved_bytes"]
+            for n in (found, found + 1)
         )
         assert fits + cards.CONTEXT_BYTES <= size * 2**30 < larger + cards.CONTEXT_BYTES
 
 
 def test_no_sequence_fits_into_too_small_a_budget(plugins: Path) -> None:
     words = {"length": 16, "head": "causal-lm", "dtype": "fp32"}
-    assert predict.largest_batches([2**20, 2**30], "tiny-a", "full", **words)[0] == 0
+    assert one.largest_batches([2**20, 2**30], "tiny-a", "full", **words)[0] == 0
 
 
 def test_a_largest_batch_of_a_stack_that_is_not_asked_for_is_refused(
     tmp_path: Path, plugins: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["footprint", "--config", str(config(tmp_path, "full", largest_batch=["lora"]))]) == 2
+    assert (
+        parser.main(
+            ["footprint", "--config", str(config(tmp_path, "full", largest_batch=["lora"]))]
+        )
+        == 2
+    )
     assert "'largest_batch' names 'lora', which is none of the methods" in capsys.readouterr().err
 
 
@@ -197,26 +253,51 @@ def test_a_largest_batch_of_a_stack_that_is_not_asked_for_is_refused(
 
 
 def predicted(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
-    assert cli.main(["predict", *words, "--json"]) == 0
+    assert parser.main(["predict", *words, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_sweep_is_the_single_predictions_in_order(plugins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_is_the_single_predictions_in_order(
+    plugins: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = predicted(
-        capsys, "--model", "tiny-a,tiny-b", "--method", "full", "--method", "lora", "--batch", "1,2", "--seq", "8"
+        capsys,
+        "--model",
+        "tiny-a,tiny-b",
+        "--method",
+        "full",
+        "--method",
+        "lora",
+        "--batch",
+        "1,2",
+        "--seq",
+        "8",
     )
     asked = [(m, s, b) for m in ("tiny-a", "tiny-b") for s in ("full", "lora") for b in (1, 2)]
     assert [(row["model"], row["method"], row["batch"]) for row in rows] == asked
-    single = predicted(capsys, "--model", "tiny-b", "--method", "lora", "--batch", "2", "--seq", "8")
+    single = predicted(
+        capsys, "--model", "tiny-b", "--method", "lora", "--batch", "2", "--seq", "8"
+    )
     seconds = {"seconds": single["seconds"]}
     assert {**rows[-1], **seconds} == {**single, "status": "ok", "reason": None}
 
 
-def test_what_cannot_be_predicted_is_a_row_with_its_reason(plugins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_predicted_is_a_row_with_its_reason(
+    plugins: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = predicted(
-        capsys, "--model", "tiny-a,mini-gpt", "--method", "lora,lora+svfit,head,vocab_pruning,tfidf",
-        "--batch", "1", "--seq", "100", "--set", "lora.rank=2",
-    )  # fmt: skip
+        capsys,
+        "--model",
+        "tiny-a,mini-gpt",
+        "--method",
+        "lora,lora+svfit,head,vocab_pruning,tfidf",
+        "--batch",
+        "1",
+        "--seq",
+        "100",
+        "--set",
+        "lora.rank=2",
+    )
     reasons = {(row["model"], row["method"]): row["reason"] for row in rows}
     assert reasons["mini-gpt", "lora"] is None
     assert "64 positions" in reasons["tiny-a", "lora"]
@@ -227,8 +308,15 @@ def test_what_cannot_be_predicted_is_a_row_with_its_reason(plugins: Path, capsys
     assert [row["status"] for row in rows].count("ok") == 1
 
 
-def test_a_sweep_for_people_is_a_line_for_each_row(plugins: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["predict", "--model", "tiny-a", "--method", "full,head", "--batch", "2", "--seq", "8"]) == 0
+def test_a_sweep_for_people_is_a_line_for_each_row(
+    plugins: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        parser.main(
+            ["predict", "--model", "tiny-a", "--method", "full,head", "--batch", "2", "--seq", "8"]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     header, full, head = out.splitlines()
     assert header.split()[:5] == ["model", "method", "batch", "seq", "dtype"]
@@ -242,23 +330,81 @@ def test_a_sweep_for_people_is_a_line_for_each_row(plugins: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "tiny-a,nope", "--method", "full", "--batch", "1", "--seq", "8"], "unknown model 'nope'"),
-        (["--model", "tiny-a", "--method", "full,lora+nope", "--batch", "1", "--seq", "8"], "unknown method 'nope'"),
-        (["--model", "tiny-a", "--method", "full,lora@nope", "--batch", "1", "--seq", "8"], "no point 'nope'"),
-        (["--model", "tiny-a", "--method", "full,lora", "--batch", "1,0", "--seq", "8"], "at least 1"),
+        (
+            ["--model", "tiny-a,nope", "--method", "full", "--batch", "1", "--seq", "8"],
+            "unknown model 'nope'",
+        ),
+        (
+            ["--model", "tiny-a", "--method", "full,lora+nope", "--batch", "1", "--seq", "8"],
+            "unknown method 'nope'",
+        ),
+        (
+            ["--model", "tiny-a", "--method", "full,lora@nope", "--batch", "1", "--seq", "8"],
+            "no point 'nope'",
+        ),
+        (
+            ["--model", "tiny-a", "--method", "full,lora", "--batch", "1,0", "--seq", "8"],
+            "at least 1",
+        ),
         (["--model", "tiny-a", "--method", "full,lora", "--batch", "1"], "--seq"),
         (["--model", "tiny-a", "--method", "full,lora", "--task", "nope"], "unknown task 'nope'"),
-        (["--model", "tiny-a", "--method", "full", "--batch", "1,2", "--seq", "8", "--under", "8GiB"], "--under"),
-        (["--model", "tiny-a", "--method", "full,lora", "--batch", "1", "--seq", "8", "--set", "lora.rnk=1"], "'rnk'"),
-        (["--model", "tiny-a", "--method", "full,lora", "--batch", "1", "--seq", "8", "--set", "came.clip=1"], "'came'"),
+        (
+            [
+                "--model",
+                "tiny-a",
+                "--method",
+                "full",
+                "--batch",
+                "1,2",
+                "--seq",
+                "8",
+                "--under",
+                "8GiB",
+            ],
+            "--under",
+        ),
+        (
+            [
+                "--model",
+                "tiny-a",
+                "--method",
+                "full,lora",
+                "--batch",
+                "1",
+                "--seq",
+                "8",
+                "--set",
+                "lora.rnk=1",
+            ],
+            "'rnk'",
+        ),
+        (
+            [
+                "--model",
+                "tiny-a",
+                "--method",
+                "full,lora",
+                "--batch",
+                "1",
+                "--seq",
+                "8",
+                "--set",
+                "came.clip=1",
+            ],
+            "'came'",
+        ),
         (["--model", "tiny-a", "--method", "head", "--batch", "1", "--seq", "8"], "supports tasks"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_word_ends_a_sweep_before_it_begins(
-    words: list[str], message: str, plugins: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    message: str,
+    plugins: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(predict, "build", lambda *_: pytest.fail("a prediction was started"))
-    assert cli.main(["predict", *words]) == 2
+    monkeypatch.setattr(one, "build", lambda *_: pytest.fail("a prediction was started"))
+    assert parser.main(["predict", *words]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -297,7 +443,7 @@ PEAKS = {  # of torch 2.13 and transformers 5.23, fp32: encoders at 8 x 128, dec
 @functools.cache
 def figures(model: str, method: str) -> dict[str, Any]:
     encoder = "masked_lm" in registry.get("models", model).spec["kinds"]
-    return predict.predict_names(model, method, batch=8 if encoder else 1, length=128)
+    return one.predict_names(model, method, batch=8 if encoder else 1, length=128)
 
 
 @pytest.mark.parametrize(("model", "method"), PEAKS)
@@ -324,7 +470,8 @@ def test_states_of_came_and_adamw_equal_papers_came_md() -> None:
 
 
 def test_states_of_factored_optimizers_equal_their_formulas() -> None:
-    """CAME: 4 N_2d + 8 N_1d + 8 sum(rows + cols). Adafactor with momentum: one pair of vectors instead of two."""
+    """CAME: 4 N_2d + 8 N_1d + 8 sum(rows + cols). Adafactor with momentum: one pair of vectors
+    instead of two."""
     spec = registry.get("models", "bert-base").spec
     shapes = [p.shape for p in models.empty_model(spec, "classification", 2).parameters()]
     momentum = sum(4 * s.numel() if len(s) > 1 else 8 * s.numel() for s in shapes)
@@ -340,15 +487,22 @@ def test_counts_equal_papers_baselines_md_svfit_md_and_safe_md() -> None:
     assert trainable["bert-base", "adapter"] == 24 * 74_544 == 1_789_056
     assert trainable["roberta-base", "svfit"] == 18_432
     assert trainable["roberta-base", "svfit@r64"] == 24 * 64
-    assert trainable["roberta-base", "safe@prefix6"] == 12 * 74_544  # half of the 24 adapters are frozen
+    assert (
+        trainable["roberta-base", "safe@prefix6"] == 12 * 74_544
+    )  # half of the 24 adapters are frozen
     assert trainable["roberta-large", "lora"] == 786_432
     assert trainable["roberta-large", "svfit"] == 49_152
     assert trainable["deberta-v3-base", "bitfit"] == 102_144
     assert trainable["smollm2-135m", "lora"] == 20 * trainable["smollm2-135m", "svfit"]
-    parameters = {model: figures(model, "full")["parameters"] for model in ("bert-base", "roberta-base", "gpt2")}
+    parameters = {
+        model: figures(model, "full")["parameters"]
+        for model in ("bert-base", "roberta-base", "gpt2")
+    }
     assert {model: counts["total"] for model, counts in parameters.items()} == {
-        "bert-base": 109_483_778, "roberta-base": 124_647_170, "gpt2": 124_439_808,
-    }  # fmt: skip
+        "bert-base": 109_483_778,
+        "roberta-base": 124_647_170,
+        "gpt2": 124_439_808,
+    }
     assert parameters["roberta-base"]["head"] == 592_130
     assert figures("roberta-large", "lora")["parameters"]["head"] == 1_051_650
 
@@ -361,4 +515,6 @@ def test_embedding_bytes_saved_equal_papers_vocab_pruning_md() -> None:
     assert f"{16 * gone / 2**20:.1f}" == "2819.8"
     assert full["by_kind"]["weights"] - pruned["by_kind"]["weights"] == 4 * gone
     assert full["optimizer_state_bytes"] - pruned["optimizer_state_bytes"] == 8 * gone
-    assert pruned["by_kind"]["buffers"] - full["by_kind"]["buffers"] == 4 * 250_002  # the table from id to row
+    assert (
+        pruned["by_kind"]["buffers"] - full["by_kind"]["buffers"] == 4 * 250_002
+    )  # the table from id to row

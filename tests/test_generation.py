@@ -10,12 +10,17 @@ from samples import check_answers, plugin, run_sample, write_e2e
 from small import small_context, small_model, words
 from small import stack as small_stack
 
-from leantune import metrics, models, plan, registry, stats
+from leantune import metrics
 from leantune.api import Data, is_head
-from leantune.data import Collate, load_data
+from leantune.data.collate import Collate
+from leantune.data.generation import encode
+from leantune.data.load import load_data
 from leantune.errors import BadInput
-from leantune.evaluate import written_answers
-from leantune.generation import encode
+from leantune.metrics import stats
+from leantune.models.load import load_tokenizer
+from leantune.spec import plugins
+from leantune.spec.cells import resolve_cell
+from leantune.training.evaluation import written_answers
 
 SIZES = {"train": 60, "validation": 6, "test": 8, "seed": 0}
 
@@ -45,8 +50,12 @@ def test_an_example_is_the_prompt_then_the_answer_and_the_end():
     assert made["input_ids"] == [[*prompt, 9, 10, 2]]
     assert made["prompt"] == [len(prompt)]
     assert encode(rows, tokenizer, 16, 4, answered=False)["input_ids"] == [prompt]
-    assert encode(rows, tokenizer, 16, 2, answered=True)["input_ids"] == [[*prompt, 9, 10]]  # cut, so it does not end
-    assert encode(rows, tokenizer, 6 + len(line_end), 4, answered=True)["input_ids"] == [[4, 5, *line_end, 9, 10, 2]]
+    assert encode(rows, tokenizer, 16, 2, answered=True)["input_ids"] == [
+        [*prompt, 9, 10]
+    ]  # cut, so it does not end
+    assert encode(rows, tokenizer, 6 + len(line_end), 4, answered=True)["input_ids"] == [
+        [4, 5, *line_end, 9, 10, 2]
+    ]
 
 
 def test_the_special_tokens_before_a_text_come_first():
@@ -70,13 +79,24 @@ def test_without_room_for_a_prompt_it_is_refused(length, most):
 
 def test_the_loss_is_on_the_answer_alone():
     tokenizer = decoder_words()
-    made = encode({"text": ["w0", "w0 w1"], "references": [["w5"], ["w6 w7"]]}, tokenizer, 16, 6, answered=True)
-    examples = [{"input_ids": i, "prompt": p} for i, p in zip(made["input_ids"], made["prompt"], strict=True)]
+    made = encode(
+        {"text": ["w0", "w0 w1"], "references": [["w5"], ["w6 w7"]]},
+        tokenizer,
+        16,
+        6,
+        answered=True,
+    )
+    examples = [
+        {"input_ids": i, "prompt": p}
+        for i, p in zip(made["input_ids"], made["prompt"], strict=True)
+    ]
     batch = Collate.of("generation", tokenizer)(examples)
     told = [row[row != -100].tolist() for row in batch["labels"]]
     assert told == [[9, 2], [10, 11, 2]]  # the end token too, though it also pads
     assert (batch["labels"][0, -2:] == -100).all()
-    assert torch.equal(batch["input_ids"][batch["labels"] != -100], batch["labels"][batch["labels"] != -100])
+    assert torch.equal(
+        batch["input_ids"][batch["labels"] != -100], batch["labels"][batch["labels"] != -100]
+    )
 
 
 # ------------------------------------------------------------------ writing
@@ -87,7 +107,9 @@ def greedy(model, tokenizer, ids, most):
     ids, begun = list(ids), len(ids)
     for _ in range(most):
         with torch.no_grad():
-            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            ids.append(
+                int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+            )
         if ids[-1] == tokenizer.eos_token_id:
             break
     return tokenizer.decode(ids[begun:], skip_special_tokens=True).strip()
@@ -97,10 +119,15 @@ def greedy(model, tokenizer, ids, most):
 @pytest.mark.parametrize("batch", [1, 3, 7])
 def test_what_is_written_does_not_depend_on_the_batch(family, batch):
     tokenizer = decoder_words()
-    model = small_model(family, "generation", initializer_range=0.5).eval()  # so that the prompts lead apart
+    model = small_model(
+        family, "generation", initializer_range=0.5
+    ).eval()  # so that the prompts lead apart
     rows = Dataset.from_dict({**prompts(), **encode(prompts(), tokenizer, 16, 8, answered=True)})
     found, references = written_answers(model, rows, tokenizer, 8, batch, "cpu", "fp32", None)
-    expected = [greedy(model, tokenizer, i[:p], 8) for i, p in zip(rows["input_ids"], rows["prompt"], strict=True)]
+    expected = [
+        greedy(model, tokenizer, i[:p], 8)
+        for i, p in zip(rows["input_ids"], rows["prompt"], strict=True)
+    ]
     assert found == expected
     assert len(set(found)) > 4
     assert references == prompts()["references"]
@@ -123,18 +150,29 @@ def test_a_pruned_vocabulary_is_whole_again_where_texts_are_written(tmp_path):
     before = written_answers(model, splits[2], tokenizer, 8, 4, "cpu", "fp32", None)
     pruning = small_stack("vocab_pruning", "generation")
     ctx = small_context(tmp_path, "gpt2", "generation")
-    data = Data("generation", *splits, tokenizer=tokenizer, collate=Collate.of("generation", tokenizer))
+    data = Data(
+        "generation", *splits, tokenizer=tokenizer, collate=Collate.of("generation", tokenizer)
+    )
     pruned, _ = pruning.attach(model, data, ctx)
     kept = len(pruned.get_input_embeddings().weight)
     assert kept < 64
     assert ctx.details["vocabulary"]["kept"] == kept
     batch = data.collate([data.train[i] for i in range(4)])
     assert pruned.train()(**batch).loss.isfinite()
-    assert written_answers(pruning.export(pruned, ctx), splits[2], tokenizer, 8, 4, "cpu", "fp32", None) == before
+    assert (
+        written_answers(
+            pruning.export(pruned, ctx), splits[2], tokenizer, 8, 4, "cpu", "fp32", None
+        )
+        == before
+    )
 
 
 def test_a_decoder_that_writes_has_no_head():
-    assert not any(is_head(p) for family in ("llama", "gpt2") for p in small_model(family, "generation").parameters())
+    assert not any(
+        is_head(p)
+        for family in ("llama", "gpt2")
+        for p in small_model(family, "generation").parameters()
+    )
 
 
 # ------------------------------------------------------------------ scores
@@ -142,7 +180,11 @@ def test_a_decoder_that_writes_has_no_head():
 
 def test_bleu_is_sacrebleus_with_any_number_of_references():
     texts = ["the cat sat on the mat", "a dog", "there is nothing here to see"]
-    right = [["the cat sat on a mat", "a cat was on the mat"], ["a dog barks"], ["nothing to see here", "x", "y z"]]
+    right = [
+        ["the cat sat on a mat", "a cat was on the mat"],
+        ["a dog barks"],
+        ["nothing to see here", "x", "y z"],
+    ]
     values = metrics.compute("generation", texts, right)
     padded = [[r[i] if i < len(r) else None for r in right] for i in range(3)]
     assert values["bleu"] == pytest.approx(sacrebleu.corpus_bleu(texts, padded).score)
@@ -150,10 +192,12 @@ def test_bleu_is_sacrebleus_with_any_number_of_references():
     assert values["sentence_bleu"] == pytest.approx(sum(each) / 3)
     kept, ones = metrics.kept("generation", "sentence_bleu", texts, right)
     assert kept == pytest.approx(each)
-    assert stats.weighted_score("sentence_bleu", kept, ones)(torch.ones(1, 3).numpy())[0] == pytest.approx(
-        sum(each) / 3
-    )
-    assert metrics.compute("generation", ["x", ""], [["x"], ["y"]])["sentence_bleu"] == pytest.approx(50.0)
+    assert stats.weighted_score("sentence_bleu", kept, ones)(torch.ones(1, 3).numpy())[
+        0
+    ] == pytest.approx(sum(each) / 3)
+    assert metrics.compute("generation", ["x", ""], [["x"], ["y"]])[
+        "sentence_bleu"
+    ] == pytest.approx(50.0)
     with pytest.raises(BadInput, match="choose sentence_bleu"):
         metrics.kept("generation", "bleu", texts, right)
 
@@ -164,8 +208,8 @@ def test_bleu_is_sacrebleus_with_any_number_of_references():
 def test_e2e_is_read_from_a_mirror(tmp_path, monkeypatch):
     write_e2e(tmp_path / "tuetschek" / "e2e_nlg")
     monkeypatch.setenv("LEANTUNE_MIRROR", str(tmp_path))
-    task = registry.get("tasks", "e2e")
-    tokenizer = models.load_tokenizer(registry.get("models", "mini-gpt").spec)
+    task = plugins.get("tasks", "e2e")
+    tokenizer = load_tokenizer(plugins.get("models", "mini-gpt").spec)
     data = load_data({**task.spec, "folder": task.folder, "splits": SIZES}, tokenizer, 192)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [60, 6, 8]
     assert len(set(data.test["text"])) == 8
@@ -176,16 +220,28 @@ def test_e2e_is_read_from_a_mirror(tmp_path, monkeypatch):
     assert len(set(data.train["text"])) < 60  # several descriptions of a meaning, each an example
     row = data.train[0]
     assert tokenizer.decode(row["input_ids"][: row["prompt"]]) == row["text"] + "\n"
-    assert tokenizer.decode(row["input_ids"][row["prompt"] :]) == row["references"][0] + tokenizer.eos_token
-    assert all(len(i) == p for i, p in zip(data.test["input_ids"], data.test["prompt"], strict=True))
+    assert (
+        tokenizer.decode(row["input_ids"][row["prompt"] :])
+        == row["references"][0] + tokenizer.eos_token
+    )
+    assert all(
+        len(i) == p for i, p in zip(data.test["input_ids"], data.test["prompt"], strict=True)
+    )
 
 
 def test_the_most_tokens_of_a_text_are_a_setting_of_these_tasks_alone():
-    assert plan.resolve("gpt2", "e2e", "lora", overrides={"task.max_new_tokens": 8}).training["max_new_tokens"] == 8
+    assert (
+        resolve_cell("gpt2", "e2e", "lora", overrides={"task.max_new_tokens": 8}).training[
+            "max_new_tokens"
+        ]
+        == 8
+    )
     with pytest.raises(BadInput, match="max_new_tokens"):
-        plan.resolve("gpt2", "dialogue", "lora", overrides={"task.max_new_tokens": 8})
-    rate = plan.resolve("gpt2", "e2e", "lora").parts[0].params["lr"]
-    assert rate == plan.resolve("gpt2", "dialogue", "lora").parts[0].params["lr"]  # a decoder is trained alike
+        resolve_cell("gpt2", "dialogue", "lora", overrides={"task.max_new_tokens": 8})
+    rate = resolve_cell("gpt2", "e2e", "lora").parts[0].params["lr"]
+    assert (
+        rate == resolve_cell("gpt2", "dialogue", "lora").parts[0].params["lr"]
+    )  # a decoder is trained alike
 
 
 def test_a_cell_of_e2e(tmp_path):

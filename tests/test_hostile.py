@@ -14,12 +14,14 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from transformers import BertConfig, BertForSequenceClassification
 
-from leantune import cli, models, registry
-from leantune.dag import Jobs
+from leantune.cli import parser
 from leantune.errors import BadInput
-from leantune.record import read_record
+from leantune.files.record import read_record
+from leantune.models.load import TRUSTED, empty_model, load_model
+from leantune.spec import plugins
+from leantune.workflow.jobs import Jobs
 
-ROOT = registry.roots()[0]
+ROOT = plugins.roots()[0]
 WORDS = [
     "; touch pwned",
     "$(touch pwned)",
@@ -36,7 +38,13 @@ WORDS = [
     "$PATH ${HOME} ~ * ? !",
     "%s %(x)s",
 ]
-SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 16}
+SIZES = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 8,
+    "vocab_size": 16,
+}
 METHOD = """from leantune.api import Method
 
 
@@ -50,8 +58,12 @@ class Echo(Method):
 def project(folder: Path, **config: object) -> Path:
     home = folder / "plugins" / "methods" / "echo"
     home.mkdir(parents=True)
-    spec = {"name": "echo", "summary": "A control that repeats its settings.", "slot": "control",
-            "params": {"word": "", "words": []}}  # fmt: skip
+    spec = {
+        "name": "echo",
+        "summary": "A control that repeats its settings.",
+        "slot": "control",
+        "params": {"word": "", "words": []},
+    }
     (home / "method.yaml").write_text(yaml.safe_dump(spec))
     (home / "method.py").write_text(METHOD)
     (folder / "config").mkdir()
@@ -65,8 +77,19 @@ def project(folder: Path, **config: object) -> Path:
 def snakemake(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "LEANTUNE_PLUGINS": str(folder / "plugins"), "PATH": path}
-    words = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1", *more]
-    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    words = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--cores",
+        "1",
+        *more,
+    ]
+    return subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_no_word_of_a_config_is_run(tmp_path: Path) -> None:
@@ -90,7 +113,8 @@ def test_no_word_of_a_config_is_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "word"), [("models", "; touch pwned"), ("tasks", "$(touch pwned)"), ("methods", "echo@`touch pwned`")]
+    ("kind", "word"),
+    [("models", "; touch pwned"), ("tasks", "$(touch pwned)"), ("methods", "echo@`touch pwned`")],
 )
 def test_no_name_in_a_config_is_run(kind: str, word: str, tmp_path: Path) -> None:
     block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["echo"]}
@@ -107,7 +131,13 @@ def model_folder(folder: Path, **more: object) -> dict:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **more}))
     kinds = ["classification"]
-    return {"name": "evil", "kinds": kinds, "source": {"local": str(folder)}, "folder": folder, "family": "bert"}
+    return {
+        "name": "evil",
+        "kinds": kinds,
+        "source": {"local": str(folder)},
+        "folder": folder,
+        "family": "bert",
+    }
 
 
 class Run:
@@ -123,7 +153,7 @@ def test_a_pickle_beside_a_model_is_not_run(tmp_path: Path) -> None:
     evil = {"bert.embeddings.word_embeddings.weight": Run(tmp_path / "pwned")}
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(evil))
     with pytest.raises(Exception, match=r"(?i)weights|pickle|unsupported|load"):
-        models.load_model(spec, "classification", 2)
+        load_model(spec, "classification", 2)
     assert not (tmp_path / "pwned").exists()
 
 
@@ -150,39 +180,49 @@ def with_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     BertForSequenceClassification(BertConfig(**SIZES)).save_pretrained(tmp_path / "weights")
     (tmp_path / "weights" / "model.safetensors").rename(tmp_path / "model.safetensors")
     (tmp_path / "evil.py").write_text(EVIL.format(mark=str(tmp_path / "pwned")))
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # the library asks; nobody may answer for the user
+    monkeypatch.setattr(
+        "builtins.input", lambda *_: "y"
+    )  # the library asks; nobody may answer for the user
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.delenv(models.TRUSTED, raising=False)
+    monkeypatch.delenv(TRUSTED, raising=False)
     return spec
 
 
-def test_code_beside_a_model_is_not_run(with_code: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(models.TRUSTED, "evil")  # the command says so, the model's file does not
+def test_code_beside_a_model_is_not_run(
+    with_code: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRUSTED, "evil")  # the command says so, the model's file does not
     with pytest.raises(Exception, match=r"trust_remote_code"):
-        models.load_model(with_code, "classification", 2)
-    monkeypatch.setenv(models.TRUSTED, "another")
+        load_model(with_code, "classification", 2)
+    monkeypatch.setenv(TRUSTED, "another")
     with pytest.raises(BadInput, match="allow it with --trust-remote-code evil"):
-        models.load_model({**with_code, "trust_remote_code": True}, "classification", 2)
+        load_model({**with_code, "trust_remote_code": True}, "classification", 2)
     assert not (tmp_path / "pwned").exists()
 
 
 def test_code_beside_a_model_is_run_where_its_file_and_the_command_say_so(
     with_code: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(models.TRUSTED, "evil")
+    monkeypatch.setenv(TRUSTED, "evil")
     spec = {**with_code, "trust_remote_code": True, "architecture": {"model_type": "evil"}}
-    loaded = models.load_model(spec, "classification", 2)
+    loaded = load_model(spec, "classification", 2)
     assert type(loaded).__name__ == "EvilModel"
     assert (tmp_path / "pwned").exists()
-    empty = models.empty_model(spec, "classification", 2)
-    assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in loaded.named_parameters()}
+    empty = empty_model(spec, "classification", 2)
+    assert {n: p.shape for n, p in empty.named_parameters()} == {
+        n: p.shape for n, p in loaded.named_parameters()
+    }
 
 
-def test_a_config_with_such_a_model_must_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_with_such_a_model_must_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "plugins" / "models"
     home.mkdir(parents=True)
-    spec = registry.get("models", "minilm-l6").spec
-    (home / "evil.yaml").write_text(yaml.safe_dump({**spec, "name": "evil", "trust_remote_code": True}))
+    spec = plugins.get("models", "minilm-l6").spec
+    (home / "evil.yaml").write_text(
+        yaml.safe_dump({**spec, "name": "evil", "trust_remote_code": True})
+    )
     monkeypatch.setenv("LEANTUNE_PLUGINS", str(tmp_path / "plugins"))
     config = {"cells": [{"models": ["evil"], "tasks": ["sentiment"], "methods": ["full"]}]}
     with pytest.raises(WorkflowError, match="snakemake --config trust_remote_code=evil"):
@@ -191,7 +231,9 @@ def test_a_config_with_such_a_model_must_name_it(tmp_path: Path, monkeypatch: py
     (name,) = jobs.files("{cell}")
     key, _, task, _, seed = name.split("/")
     words = {"key": key, "model": "evil", "task": task, "method": "full", "seed": seed}
-    told = cli._parser().parse_args(["run", *shlex.split(jobs[words].arguments), "--out", "x.json"])
+    told = parser._parser().parse_args(
+        ["run", *shlex.split(jobs[words].arguments), "--out", "x.json"]
+    )
     assert told.trust_remote_code == ["evil"]
 
 
@@ -203,7 +245,9 @@ def test_a_config_with_such_a_model_must_name_it(tmp_path: Path, monkeypatch: py
         ["predict", "--model", "evil", "--method", "full", "--batch", "1", "--seq", "8"],
     ],
 )
-def test_the_command_says_whose_code_may_run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(models.TRUSTED, "")
-    assert cli.main([*words, "--trust-remote-code", "evil"]) == 2  # there is no such model
-    assert os.environ[models.TRUSTED] == "evil"
+def test_the_command_says_whose_code_may_run(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRUSTED, "")
+    assert parser.main([*words, "--trust-remote-code", "evil"]) == 2  # there is no such model
+    assert os.environ[TRUSTED] == "evil"

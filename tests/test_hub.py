@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from hub_server import Hub
 
-from leantune import hub
-from leantune.data import load_data
+from leantune.data.load import load_data
 from leantune.errors import BadInput
-from leantune.sources import fetch
+from leantune.fetch import hub
+from leantune.fetch.source import fetch
 
 MODEL = {"hub": "org/name"}
 DATA = {"hub": "org/name", "repo_type": "dataset"}
@@ -37,7 +37,9 @@ def ask(monkeypatch, url):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False
+    )
 
 
 @pytest.fixture
@@ -70,7 +72,9 @@ def locked():
 
 
 def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 # ------------------------------------------------------------------ the hub and its lock
@@ -113,17 +117,28 @@ def test_each_revision_asked_for_has_its_own_entry(server):
     first = server.push({"config.json": "1"})
     server.branches["models/org/name", "v1"] = first
     second = server.push({"config.json": "2"})
-    assert [fetch({**MODEL, **asked}).name for asked in ({}, {"revision": "v1"}, {"revision": first})] == [
-        second, first, first,
-    ]  # fmt: skip
+    assert [
+        fetch({**MODEL, **asked}).name for asked in ({}, {"revision": "v1"}, {"revision": first})
+    ] == [
+        second,
+        first,
+        first,
+    ]
     revisions = {key: entry["revision"] for key, entry in locked().items()}
     assert revisions == {
-        "models/org/name": second, "models/org/name@v1": first, f"models/org/name@{first}": first,
-    }  # fmt: skip
+        "models/org/name": second,
+        "models/org/name@v1": first,
+        f"models/org/name@{first}": first,
+    }
 
 
 def test_weights_are_taken_once_and_as_safetensors_where_they_can_be(server):
-    other = {"model.onnx": "o", "onnx/model.onnx": "o", "tf_model.h5": "t", "flax_model.msgpack": "f"}
+    other = {
+        "model.onnx": "o",
+        "onnx/model.onnx": "o",
+        "tf_model.h5": "t",
+        "flax_model.msgpack": "f",
+    }
     server.push({"config.json": "{}", "model.safetensors": "s", "pytorch_model.bin": "p", **other})
     assert set(contents(fetch(MODEL))) == {"config.json", "model.safetensors"}
     server.push({"config.json": "{}", "pytorch_model.bin": "p", **other}, "models/org/older")
@@ -134,7 +149,10 @@ def test_data_takes_the_files_it_names_and_the_entry_grows(server):
     files = {"README.md": "r", "a/train.csv": "1", "b/train.csv": "2", ".gitattributes": "x"}
     server.push(files, "datasets/org/name")
     server.push({"config.json": "{}"})  # a model of the same name
-    assert set(contents(fetch({**DATA, "files": ["a/*", "README.md"]}))) == {"README.md", "a/train.csv"}
+    assert set(contents(fetch({**DATA, "files": ["a/*", "README.md"]}))) == {
+        "README.md",
+        "a/train.csv",
+    }
     assert list(locked()["datasets/org/name"]["files"]) == ["README.md", "a/train.csv"]
     fetch({**DATA, "files": ["b/*", "README.md"]})
     fetch(MODEL)
@@ -142,7 +160,9 @@ def test_data_takes_the_files_it_names_and_the_entry_grows(server):
         "datasets/org/name": ["README.md", "a/train.csv", "b/train.csv"],
         "models/org/name": ["config.json"],
     }
-    with pytest.raises(BadInput, match=r"hub org/name has no file that matches \['c/\*'\]; correct `files:`"):
+    with pytest.raises(
+        BadInput, match=r"hub org/name has no file that matches \['c/\*'\]; correct `files:`"
+    ):
         fetch({**DATA, "files": ["c/*"]})
 
 
@@ -157,15 +177,32 @@ def test_a_changed_file_in_the_cache_is_refused(server):
 def test_a_data_set_of_the_hub_is_read_through_its_readme(server):
     """Its files in the cache are links to blobs whose names say nothing of their format."""
     front = "---\nconfigs:\n- config_name: other\n  data_files: other/*\n- config_name: small\n  data_files:\n"
-    front += "".join(f"  - split: {split}\n    path: small/{split}-*\n" for split in ("train", "dev")) + "---\n"
-    rows = {split: "".join(f"{split} {i},{'yn'[i % 2]}\n" for i in range(40)) for split in ("train", "dev")}
+    front += (
+        "".join(f"  - split: {split}\n    path: small/{split}-*\n" for split in ("train", "dev"))
+        + "---\n"
+    )
+    rows = {
+        split: "".join(f"{split} {i},{'yn'[i % 2]}\n" for i in range(40))
+        for split in ("train", "dev")
+    }
     files = {f"small/{split}-0.csv": f"question,mark\n{text}" for split, text in rows.items()}
-    server.push({"README.md": front, "other/train.csv": "not asked for", **files}, "datasets/org/name")
+    server.push(
+        {"README.md": front, "other/train.csv": "not asked for", **files}, "datasets/org/name"
+    )
     task = {
-        "name": "own", "kind": "classification", "folder": Path(), "splits": {"train": 20, "validation": 5, "test": 30},
+        "name": "own",
+        "kind": "classification",
+        "folder": Path(),
+        "splits": {"train": 20, "validation": 5, "test": 30},
         "source": {**DATA, "files": ["small/*", "README.md"]},
-        "dataset": {"config": "small", "text": "question", "label": "mark", "train": "train", "test": "dev"},
-    }  # fmt: skip
+        "dataset": {
+            "config": "small",
+            "text": "question",
+            "label": "mark",
+            "train": "train",
+            "test": "dev",
+        },
+    }
     data = load_data(task, None, 8)
     assert data.label_names == ("n", "y")
     assert all(text.startswith("dev") for text in data.test["text"])
@@ -178,7 +215,10 @@ def test_a_gated_repository_says_where_to_ask(server, step, status):
     server.push({"train.csv": "1"}, "datasets/org/name")
     server.refused["datasets/org/name"] = (step, status)
     page = re.escape(f"{server.url}/datasets/org/name")
-    with pytest.raises(BadInput, match=rf"hub org/name is gated: ask for access on {page}, then run `hf auth login`"):
+    with pytest.raises(
+        BadInput,
+        match=rf"hub org/name is gated: ask for access on {page}, then run `hf auth login`",
+    ):
         fetch(DATA)
     assert not hub.lock_file().exists()
 
@@ -186,7 +226,8 @@ def test_a_gated_repository_says_where_to_ask(server, step, status):
 def test_a_missing_repository_and_a_missing_revision(server):
     server.push({"config.json": "{}"})
     with pytest.raises(
-        BadInput, match=r"the hub has no dataset org/name that you may read; correct the name or `repo_t"
+        BadInput,
+        match=r"the hub has no dataset org/name that you may read; correct the name or `repo_t",
     ):
         fetch(DATA)
     with pytest.raises(BadInput, match=r"hub org/name has no revision 'v9'; correct `revision:`"):
@@ -202,14 +243,15 @@ def test_without_a_network_only_what_was_fetched_can_be_had(server, monkeypatch)
     ask(monkeypatch, "http://127.0.0.1:9")
     assert fetch(MODEL).name == locked()["models/org/name"]["revision"]
     with pytest.raises(
-        BadInput, match=r"hub org/other could not be fetched .* check the network .* LEANTUNE_MIRROR"
+        BadInput,
+        match=r"hub org/other could not be fetched .* check the network .* LEANTUNE_MIRROR",
     ) as e:
         fetch({"hub": "org/other"})
     assert "\n" not in str(e.value)
 
 
 def test_hub_offline_says_which_setting_forbids_it(tmp_path):
-    code = "from leantune.sources import fetch; fetch({'hub': 'org/name', 'revision': 'v1'})"
+    code = "from leantune.fetch.source import fetch; fetch({'hub': 'org/name', 'revision': 'v1'})"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -252,7 +294,9 @@ def test_a_mirror_must_hold_what_the_hub_gave(server, mirror, tmp_path, monkeypa
     assert locked()["datasets/org/name"]["revision"] == commit
     mirror({"b.csv": "3"})
     then, now = (hashlib.sha256(text).hexdigest() for text in (b"2", b"3"))
-    with pytest.raises(BadInput, match=f"hub org/name: b.csv has sha256 {now}, but {then} is locked;") as error:
+    with pytest.raises(
+        BadInput, match=f"hub org/name: b.csv has sha256 {now}, but {then} is locked;"
+    ) as error:
         fetch(DATA)
     assert f"removing the entry 'datasets/org/name' from {hub.lock_file()}" in str(error.value)
     (tmp_path / "mirror/org/name/b.csv").unlink()
@@ -303,7 +347,8 @@ def test_many_at_once_lose_nothing(mirror):
 
 
 def test_processes_that_resolve_a_moving_branch_agree(server, monkeypatch):
-    """The branch moves after this one has asked and before it has written, and another process writes first."""
+    """The branch moves after this one has asked and before it has written, and another process
+    writes first."""
     first = server.push({"config.json": "1"})
     fetched = hub._downloaded
 
@@ -328,7 +373,9 @@ def test_the_lock_lies_in_the_working_directory(mirror, tmp_path, monkeypatch):
     assert list(json.loads(Path("sources.lock").read_text())) == ["models/org/name"]
 
 
-@pytest.mark.parametrize("text", ["{", '{"models/org/name": {"revision": "main", "files": {}}}', '{"org/name": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{", '{"models/org/name": {"revision": "main", "files": {}}}', '{"org/name": {}}']
+)
 def test_a_damaged_lock_is_named(mirror, text):
     mirror({"config.json": "{}"})
     hub.lock_file().write_text(text)

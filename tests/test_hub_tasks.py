@@ -1,4 +1,5 @@
-"""The tasks of the hub, each on a mirror with small files of the real schema, and what is new about them: pairs."""
+"""The tasks of the hub, each on a mirror with small files of the real schema, and what is new about
+them: pairs."""
 
 import dataclasses
 import json
@@ -15,24 +16,37 @@ import transformers
 from hub_samples import GLUE, write_mirror
 from small import small_data, small_model
 
-from leantune import metrics, models, record, registry
-from leantune.cache import cache_folder
-from leantune.data import batches, load_data, sample_hash
+from leantune import metrics
+from leantune.data.collate import batches
+from leantune.data.load import load_data, sample_hash
 from leantune.datasetfiles import read_dataset
 from leantune.errors import BadInput
-from leantune.predict import predict_names
-from leantune.probe import longest_batch
+from leantune.fetch.cache import cache_folder
+from leantune.files import record
+from leantune.files.parse import validate
+from leantune.models.load import load_model, load_tokenizer
+from leantune.prediction.metered_step import longest_batch
+from leantune.prediction.one import predict_names
+from leantune.spec import plugins
+from leantune.spec.hashes import task_hash
 
-TASKS = [name for name in registry.discover("tasks") if "dataset" in registry.get("tasks", name).spec]
-CLASSIFIED = [name for name in TASKS if registry.get("tasks", name).spec["kind"] == "classification"]
-PAIRED = [name for name in TASKS if "pair" in registry.get("tasks", name).spec["dataset"]]
+TASKS = [name for name in plugins.discover("tasks") if "dataset" in plugins.get("tasks", name).spec]
+CLASSIFIED = [name for name in TASKS if plugins.get("tasks", name).spec["kind"] == "classification"]
+PAIRED = [name for name in TASKS if "pair" in plugins.get("tasks", name).spec["dataset"]]
 SMALL = {"train": 30, "validation": 10, "test": 20, "seed": 0}
 # Training and scored examples of the real data sets.
 REAL = {
-    "glue-sst2": (67349, 872), "glue-cola": (8551, 1043), "glue-mrpc": (3668, 408), "glue-stsb": (5749, 1500),
-    "glue-qqp": (363846, 40430), "glue-mnli": (392702, 9815), "glue-qnli": (104743, 5463), "glue-rte": (2490, 277),
-    "glue-wnli": (635, 71), "xnli": (392702, 5010),
-}  # fmt: skip
+    "glue-sst2": (67349, 872),
+    "glue-cola": (8551, 1043),
+    "glue-mrpc": (3668, 408),
+    "glue-stsb": (5749, 1500),
+    "glue-qqp": (363846, 40430),
+    "glue-mnli": (392702, 9815),
+    "glue-qnli": (104743, 5463),
+    "glue-rte": (2490, 277),
+    "glue-wnli": (635, 71),
+    "xnli": (392702, 5010),
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +60,7 @@ def mirror(tmp_path_factory):
 def own_cache(tmp_path_factory):
     """A cache that has the real one's packages, and keeps these small data sets out of it."""
     folder = tmp_path_factory.mktemp("cache")
-    models.load_tokenizer(registry.get("models", "minilm-l6").spec)  # is there from here on
+    load_tokenizer(plugins.get("models", "minilm-l6").spec)  # is there from here on
     for entry in cache_folder().iterdir():
         if entry.is_dir() and re.fullmatch(r"[0-9a-f]{64}.*", entry.name):
             (folder / entry.name).symlink_to(entry)
@@ -64,11 +78,11 @@ def place(mirror, own_cache, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return models.load_tokenizer(registry.get("models", "minilm-l6").spec)
+    return load_tokenizer(plugins.get("models", "minilm-l6").spec)
 
 
 def small(name, **change):
-    plugin = registry.get("tasks", name)
+    plugin = plugins.get("tasks", name)
     return {**plugin.spec, "folder": plugin.folder, "splits": SMALL, **change}
 
 
@@ -81,9 +95,13 @@ def test_there_are_tasks():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_loads_from_the_mirror(name, tokenizer):
-    task = small(name, splits={"train": 20, "validation": 2, "test": 4} if name == "wikitext2" else SMALL)
+    task = small(
+        name, splits={"train": 20, "validation": 2, "test": 4} if name == "wikitext2" else SMALL
+    )
     data = load_data(task, tokenizer, 32)
-    assert [len(split) for split in (data.train, data.validation, data.test)] == [*list(task["splits"].values())[:3]]
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [
+        *list(task["splits"].values())[:3]
+    ]
     metric = task["metric"]
     references = [1.0, 0.0, 1.0]
     assert metric["score"] in metrics.compute(metric["module"], [1.0, 0.0, 0.0], references)
@@ -94,10 +112,12 @@ def test_every_task_loads_from_the_mirror(name, tokenizer):
 
 @pytest.mark.parametrize("name", REAL)
 def test_all_of_the_real_data_is_used_for_three_epochs(name):
-    spec = registry.get("tasks", name).spec
+    spec = plugins.get("tasks", name).spec
     train, test = REAL[name]
     splits, training = spec["splits"], spec["training"]
-    if name.startswith("glue-"):  # validation is a slice of train, as the labels of GLUE's test split are hidden
+    if name.startswith(
+        "glue-"
+    ):  # validation is a slice of train, as the labels of GLUE's test split are hidden
         assert "validation" not in spec["dataset"]
         assert spec["dataset"]["test"].startswith("validation")
         assert splits["validation"] == min(1000, train // 10)
@@ -111,16 +131,22 @@ def test_labels_keep_the_numbers_and_names_of_the_hub(name, mirror):
     config = name.removeprefix("glue-")
     data = load_data(small(name), None, 8)
     assert list(data.label_names) == GLUE[config][1]
-    scored = registry.get("tasks", name).spec["dataset"]["test"]
-    rows = pq.read_table(mirror / "nyu-mll/glue" / config / f"{scored}-00000-of-00001.parquet").to_pydict()
-    labels = dict(zip(zip(*(rows[c] for c in GLUE[config][0]), strict=True), rows["label"], strict=True))
+    scored = plugins.get("tasks", name).spec["dataset"]["test"]
+    rows = pq.read_table(
+        mirror / "nyu-mll/glue" / config / f"{scored}-00000-of-00001.parquet"
+    ).to_pydict()
+    labels = dict(
+        zip(zip(*(rows[c] for c in GLUE[config][0]), strict=True), rows["label"], strict=True)
+    )
     texts = [data.test[column] for column in ("text", "pair") if column in data.test.column_names]
     assert [labels[one] for one in zip(*texts, strict=True)] == data.test["label"]
 
 
 def test_validation_is_a_slice_of_train_or_its_own_file(mirror):
     def file(task, split):
-        folder = mirror / ("nyu-mll/glue/sst2" if task == "glue-sst2" else "datasets/facebook/xnli/en")
+        folder = mirror / (
+            "nyu-mll/glue/sst2" if task == "glue-sst2" else "datasets/facebook/xnli/en"
+        )
         column = "sentence" if task == "glue-sst2" else "premise"
         return set(pq.read_table(folder / f"{split}-00000-of-00001.parquet").to_pydict()[column])
 
@@ -135,7 +161,9 @@ def test_language_modelling_blocks_come_from_their_own_split(tokenizer, mirror):
     task = small("wikitext2", splits={"train": 20, "validation": 2, "test": 4})
     data = load_data(task, tokenizer, 32)
     for split in ("train", "validation", "test"):
-        lines = pq.read_table(mirror / f"Salesforce/wikitext/wikitext-2-raw-v1/{split}-00000-of-00001.parquet")
+        lines = pq.read_table(
+            mirror / f"Salesforce/wikitext/wikitext-2-raw-v1/{split}-00000-of-00001.parquet"
+        )
         words = " ".join("\n".join(lines.to_pydict()["text"]).lower().split())
         for text in getattr(data, split)["text"]:
             assert " ".join(text.replace(".", " .").split()[1:4]) in words.replace(".", " .")
@@ -148,11 +176,19 @@ def test_a_model_and_its_tokenizer_load_from_the_mirror(tmp_path, monkeypatch):
     saved.save_pretrained(folder)
     small_data(tmp_path).tokenizer.save_pretrained(folder)
     monkeypatch.setenv("LEANTUNE_MIRROR", str(tmp_path / "mirror"))
-    spec = {"name": "tiny", "family": "bert", "kinds": ["classification"], "source": {"hub": "org/tiny"}}
-    loaded = models.load_model(spec, "classification", 2)
+    spec = {
+        "name": "tiny",
+        "family": "bert",
+        "kinds": ["classification"],
+        "source": {"hub": "org/tiny"},
+    }
+    loaded = load_model(spec, "classification", 2)
     assert torch.equal(loaded.get_input_embeddings().weight, saved.get_input_embeddings().weight)
-    assert models.load_tokenizer(spec)("w1 w2")["input_ids"] == [2, 6, 7, 3]
-    assert "model.safetensors" in json.loads((tmp_path / "sources.lock").read_text())["models/org/tiny"]["files"]
+    assert load_tokenizer(spec)("w1 w2")["input_ids"] == [2, 6, 7, 3]
+    assert (
+        "model.safetensors"
+        in json.loads((tmp_path / "sources.lock").read_text())["models/org/tiny"]["files"]
+    )
 
 
 def test_a_second_load_reads_the_same_and_nothing_of_the_mirror_is_written(mirror):
@@ -187,7 +223,7 @@ def test_a_batch_pads_token_types_with_zero(tokenizer):
 
 
 def test_without_a_separator_a_pair_is_one_text_of_two_lines():
-    decoder = models.load_tokenizer(registry.get("models", "mini-gpt").spec)
+    decoder = load_tokenizer(plugins.get("models", "mini-gpt").spec)
     data = load_data(small("glue-mrpc"), decoder, 64)
     row = data.train[0]
     assert decoder.decode(row["input_ids"]) == f"{row['text']}\n{row['pair']}"
@@ -209,7 +245,8 @@ def test_the_probe_feeds_token_types_where_the_data_has_them(minilm):
 
 
 @pytest.mark.parametrize(
-    ("model", "family"), [("minilm-l6", "Bert"), ("deberta-v3-base", "DebertaV2"), ("roberta-base", "Roberta")]
+    ("model", "family"),
+    [("minilm-l6", "Bert"), ("deberta-v3-base", "DebertaV2"), ("roberta-base", "Roberta")],
 )
 def test_a_prediction_for_pairs_has_token_types_where_the_tokenizer_makes_them(model, family):
     inputs = {}
@@ -224,27 +261,54 @@ def test_a_prediction_for_pairs_has_token_types_where_the_tokenizer_makes_them(m
 def test_a_cell_on_pairs_runs_from_the_mirror_to_its_record(tmp_path, mirror):
     """With vocabulary pruning, which ends with an error if a token of either text was not counted."""
     out = tmp_path / "record.json"
-    sets = {"train": 32, "validation": 8, "test": 16, "steps": 2, "batch": 8, "length": 40, "evaluations": 1}
+    sets = {
+        "train": 32,
+        "validation": 8,
+        "test": 16,
+        "steps": 2,
+        "batch": 8,
+        "length": 40,
+        "evaluations": 1,
+    }
     words = [word for key, value in sets.items() for word in ("--set", f"task.{key}={value}")]
-    command = ["run", "--model", "minilm-l6", "--task", "glue-mrpc", "--method", "vocab_pruning", "--out", str(out)]
+    command = [
+        "run",
+        "--model",
+        "minilm-l6",
+        "--task",
+        "glue-mrpc",
+        "--method",
+        "vocab_pruning",
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "leantune", *command, *words, "--device", "cpu"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"}, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = record.read_record(out)
     assert (found["status"], found["quality"]["metric"]) == ("ok", "binary_f1"), found["reason"]
     assert set(found["quality"]["metrics"]) == {"accuracy", "binary_f1", "matthews"}
-    assert found["provenance"]["revisions"] == {"datasets/nyu-mll/glue": None}  # a mirror has no commit
+    assert found["provenance"]["revisions"] == {
+        "datasets/nyu-mll/glue": None
+    }  # a mirror has no commit
     lock = json.loads((tmp_path / "sources.lock").read_text())
-    assert {name.partition("/")[0] for name in lock["datasets/nyu-mll/glue"]["files"]} == {"README.md", "mrpc"}
+    assert {name.partition("/")[0] for name in lock["datasets/nyu-mll/glue"]["files"]} == {
+        "README.md",
+        "mrpc",
+    }
 
 
 # ------------------------------------------------------------------ what can be wrong
 
 
 def changed(name, **block):
-    spec = registry.get("tasks", name).spec
+    spec = plugins.get("tasks", name).spec
     return small(name, dataset={**spec["dataset"], **block})
 
 
@@ -252,10 +316,16 @@ def changed(name, **block):
     ("block", "message"),
     [
         ({"config": "mrpcc"}, r"data set nyu-mll/glue has no config 'mrpcc'; it has ax, cola, "),
-        ({"config": "sst2"}, r"of config 'sst2' has no column 'sentence1'; it has sentence, label, idx"),
+        (
+            {"config": "sst2"},
+            r"of config 'sst2' has no column 'sentence1'; it has sentence, label, idx",
+        ),
         ({"test": "dev"}, r"of config 'mrpc' has no split 'dev'; it has train, validation, test"),
         ({"label": "labels"}, r"has no column 'labels'"),
-        ({"test": "test"}, r"label -1 of task 'glue-mrpc' in the test split is none of its 2 classes; .* hidden"),
+        (
+            {"test": "test"},
+            r"label -1 of task 'glue-mrpc' in the test split is none of its 2 classes; .* hidden",
+        ),
     ],
 )
 def test_a_wrong_key_is_named_with_what_there_is(block, message):
@@ -264,14 +334,23 @@ def test_a_wrong_key_is_named_with_what_there_is(block, message):
 
 
 def test_files_that_were_not_fetched_are_named():
-    with pytest.raises(BadInput, match=r"data set nyu-mll/glue lacks files of config 'ax'.*`files:`") as error:
+    with pytest.raises(
+        BadInput, match=r"data set nyu-mll/glue lacks files of config 'ax'.*`files:`"
+    ) as error:
         load_data(changed("glue-mnli", config="ax", train="test", test="test"), None, 8)
     assert "\n" not in str(error.value)
 
 
 def test_a_config_must_be_named_where_there_are_several(mirror):
-    with pytest.raises(BadInput, match="several configs, and `dataset:` names none; it has ax, cola"):
-        read_dataset(mirror / "nyu-mll/glue", {"train": "train", "test": "test"}, {"text": "sentence"}, "nyu-mll/glue")
+    with pytest.raises(
+        BadInput, match="several configs, and `dataset:` names none; it has ax, cola"
+    ):
+        read_dataset(
+            mirror / "nyu-mll/glue",
+            {"train": "train", "test": "test"},
+            {"text": "sentence"},
+            "nyu-mll/glue",
+        )
 
 
 @pytest.mark.parametrize("damage", ["file", "readme"])
@@ -295,23 +374,31 @@ def test_plain_files_need_no_readme(tmp_path):
             "question,mark\n" + "".join(f"{split} {i},{'ab'[i % 2]}\n" for i in range(40))
         )
     task = {
-        "name": "own", "kind": "classification", "folder": tmp_path, "source": {"local": "."}, "splits": SMALL,
+        "name": "own",
+        "kind": "classification",
+        "folder": tmp_path,
+        "source": {"local": "."},
+        "splits": SMALL,
         "dataset": {"text": "question", "label": "mark", "train": "train", "test": "test"},
-    }  # fmt: skip
+    }
     data = load_data(task, None, 8)
     assert data.label_names == ("a", "b")
     assert all(text.startswith("test") for text in data.test["text"])
 
 
-@pytest.mark.parametrize(("kind", "missing"), [("classification", "label"), ("causal_lm", "validation")])
+@pytest.mark.parametrize(
+    ("kind", "missing"), [("classification", "label"), ("causal_lm", "validation")]
+)
 def test_the_schema_asks_for_what_a_kind_needs(kind, missing):
-    spec = {**registry.get("tasks", "glue-sst2").spec, "kind": kind}
+    spec = {**plugins.get("tasks", "glue-sst2").spec, "kind": kind}
     spec["dataset"] = {"text": "sentence", "train": "train", "test": "test"}
     with pytest.raises(BadInput, match=f"'{missing}' is a required property"):
-        registry.validate(spec, "task", "task.yaml")
+        validate(spec, "task", "task.yaml")
 
 
 def test_the_task_hash_follows_the_dataset_block(tmp_path, monkeypatch):
-    plugin = registry.get("tasks", "glue-mrpc")
-    other = dataclasses.replace(plugin, spec={**plugin.spec, "dataset": {**plugin.spec["dataset"], "config": "rte"}})
-    assert registry.task_hash(plugin, {}) != registry.task_hash(other, {})
+    plugin = plugins.get("tasks", "glue-mrpc")
+    other = dataclasses.replace(
+        plugin, spec={**plugin.spec, "dataset": {**plugin.spec["dataset"], "config": "rte"}}
+    )
+    assert task_hash(plugin, {}) != task_hash(other, {})

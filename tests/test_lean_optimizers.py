@@ -11,9 +11,9 @@ from pytorch_optimizer import AdaLOMO
 from small import batch_of, run, small_context, small_data, small_model, stack
 from torch import nn
 
-from leantune import predict
 from leantune.api import Unsupported
-from leantune.train import Schedule, train
+from leantune.prediction import one
+from leantune.training.loop import Schedule, train
 
 NAMES = ["lomo", "adalomo", "galore", "adamw_8bit"]
 
@@ -30,11 +30,16 @@ def optimizer(
 
 def least_squares(weight: nn.Parameter) -> torch.Tensor:
     draw = torch.Generator().manual_seed(0)
-    x, target = torch.randn(64, weight.shape[0], generator=draw), torch.randn(weight.shape, generator=draw)
+    x, target = (
+        torch.randn(64, weight.shape[0], generator=draw),
+        torch.randn(weight.shape, generator=draw),
+    )
     return (x @ weight - x @ target).square().mean()
 
 
-@pytest.mark.parametrize(("name", "rate"), [("lomo", 80.0), ("adalomo", 1.0), ("galore", 0.05), ("adamw_8bit", 0.05)])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("lomo", 80.0), ("adalomo", 1.0), ("galore", 0.05), ("adamw_8bit", 0.05)]
+)
 def test_a_least_squares_problem_is_solved(tmp_path: Path, name: str, rate: float) -> None:
     weight = nn.Parameter(torch.zeros(16, 300))
     made = optimizer(name, [weight], rate, tmp_path, **({"gap": 20} if name == "galore" else {}))
@@ -49,13 +54,20 @@ def test_a_least_squares_problem_is_solved(tmp_path: Path, name: str, rate: floa
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_the_body_and_the_head(tmp_path: Path, name: str) -> None:
-    data, ctx, model, plain = small_data(tmp_path), small_context(tmp_path), small_model(), small_model()
+    data, ctx, model, plain = (
+        small_data(tmp_path),
+        small_context(tmp_path),
+        small_model(),
+        small_model(),
+    )
     used = run(model, stack(name), data, ctx)
-    # A key's bias changes no attention: its gradient is rounding error, which a clip or a projection may leave at zero.
+    # A key's bias changes no attention: its gradient is rounding error, which a clip or a
+    # projection may leave at zero.
     still = [
-        n for (n, p), q in zip(model.named_parameters(), plain.parameters(), strict=True)
+        n
+        for (n, p), q in zip(model.named_parameters(), plain.parameters(), strict=True)
         if torch.equal(p, q) and not n.endswith("key.bias")
-    ]  # fmt: skip
+    ]
     assert still == []
     assert {g["lr"] for g in used.param_groups} == {0.0}  # the schedule reached its end
 
@@ -63,7 +75,10 @@ def test_it_trains_the_body_and_the_head(tmp_path: Path, name: str) -> None:
 def test_lomo_is_sgd(tmp_path: Path) -> None:
     ours, plain = nn.Linear(3, 2), nn.Linear(3, 2)
     plain.load_state_dict(ours.state_dict())
-    lomo, sgd = optimizer("lomo", list(ours.parameters()), 0.1, tmp_path), torch.optim.SGD(plain.parameters(), 0.1)
+    lomo, sgd = (
+        optimizer("lomo", list(ours.parameters()), 0.1, tmp_path),
+        torch.optim.SGD(plain.parameters(), 0.1),
+    )
     for _ in range(3):
         for model in (ours, plain):
             (100 * model(torch.ones(1, 3))).square().sum().backward()
@@ -72,14 +87,19 @@ def test_lomo_is_sgd(tmp_path: Path) -> None:
         lomo.step()
         sgd.step()
         sgd.zero_grad()
-    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), plain.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(ours.parameters(), plain.parameters(), strict=True)
+    )
 
 
 def test_adalomo_steps_as_the_library_does(tmp_path: Path) -> None:
     ours = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     theirs = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     theirs.load_state_dict(ours.state_dict())
-    made, library = optimizer("adalomo", list(ours.parameters()), 0.1, tmp_path), AdaLOMO(theirs, lr=0.1, loss_scale=0)
+    made, library = (
+        optimizer("adalomo", list(ours.parameters()), 0.1, tmp_path),
+        AdaLOMO(theirs, lr=0.1, loss_scale=0),
+    )
     x = torch.randn(4, 5)
     for _ in range(4):
         ours(x).square().mean().backward()
@@ -91,23 +111,40 @@ def test_adalomo_steps_as_the_library_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [{"clip": 1.0}, {"accumulate": 2}])
 def test_what_needs_all_gradients_is_refused(tmp_path: Path, settings: dict) -> None:
-    data, ctx, model, used = small_data(tmp_path), small_context(tmp_path), small_model(), stack("lomo")
+    data, ctx, model, used = (
+        small_data(tmp_path),
+        small_context(tmp_path),
+        small_model(),
+        stack("lomo"),
+    )
     used.attach(model, data, ctx)
-    with pytest.raises(Unsupported, match=r"within the backward pass.*task\.clip=0 and task\.accumulate=1"):
+    with pytest.raises(
+        Unsupported, match=r"within the backward pass.*task\.clip=0 and task\.accumulate=1"
+    ):
         train(model, used, iter([batch_of(data)]), Schedule(steps=1, **settings), ctx)
 
 
 def test_an_optimizer_that_was_replaced_steps_no_more(tmp_path: Path) -> None:
-    weight, used = nn.Parameter(torch.zeros(2, 2)), stack("lomo", lr_scale=1.0, clip=None).methods["optimizer"]
+    weight, used = (
+        nn.Parameter(torch.zeros(2, 2)),
+        stack("lomo", lr_scale=1.0, clip=None).methods["optimizer"],
+    )
     for _ in range(2):
         used.optimizer([{"params": [weight], "lr": 1.0}], small_context(tmp_path))
     weight.sum().backward()
     assert torch.equal(weight.detach(), -torch.ones(2, 2))
 
 
-@pytest.mark.parametrize("name", ["safe+lomo", "softlms@stage2+adalomo", "lora+galore", "svfit+adamw_8bit"])
+@pytest.mark.parametrize(
+    "name", ["safe+lomo", "softlms@stage2+adalomo", "lora+galore", "svfit+adamw_8bit"]
+)
 def test_stacks(tmp_path: Path, name: str) -> None:
-    data, ctx, model, used = small_data(tmp_path), small_context(tmp_path), small_model(), stack(name)
+    data, ctx, model, used = (
+        small_data(tmp_path),
+        small_context(tmp_path),
+        small_model(),
+        stack(name),
+    )
     run(model, used, data, ctx)
     assert torch.isfinite(used.export(model, ctx).eval()(**batch_of(data)).logits).all()
 
@@ -118,14 +155,21 @@ def test_adalora_needs_the_gradients(tmp_path: Path) -> None:
 
 
 def test_what_is_saved_at_bert_base() -> None:
-    """Of AdamW's states: nothing, a row and a column of each matrix, rank 8, and a quarter; gradients within backward."""
-    found = {n: predict.predict_names("bert-base", n, batch=1, length=32) for n in ("full", *NAMES)}
-    states = {n: r["optimizer_state_bytes"] / found["full"]["optimizer_state_bytes"] for n, r in found.items()}
+    """Of AdamW's states: nothing, a row and a column of each matrix, rank 8, and a quarter;
+    gradients within backward."""
+    found = {n: one.predict_names("bert-base", n, batch=1, length=32) for n in ("full", *NAMES)}
+    states = {
+        n: r["optimizer_state_bytes"] / found["full"]["optimizer_state_bytes"]
+        for n, r in found.items()
+    }
     assert states["lomo"] == 0
     assert states["adalomo"] < 0.002
     assert states["galore"] < 0.02
     assert 0.25 < states["adamw_8bit"] < 0.26
-    assert {n: found[n]["by_kind"]["gradients"] for n in ("lomo", "adalomo")} == {"lomo": 0, "adalomo": 0}
+    assert {n: found[n]["by_kind"]["gradients"] for n in ("lomo", "adalomo")} == {
+        "lomo": 0,
+        "adalomo": 0,
+    }
     assert found["lomo"]["peak_bytes"] < 0.45 * found["full"]["peak_bytes"]
 
 
@@ -137,6 +181,8 @@ def test_projected_states_make_a_run_start_over() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rates_are_scaled(tmp_path: Path, name: str) -> None:
-    groups = [{"params": [nn.Parameter(torch.zeros(shape))], "lr": 0.1} for shape in ((20, 20), (3,))]
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(shape))], "lr": 0.1} for shape in ((20, 20), (3,))
+    ]
     made = stack(name, lr_scale=0.5).methods["optimizer"].optimizer(groups, small_context(tmp_path))
     assert {g["lr"] for g in made.param_groups} == {0.05}

@@ -6,8 +6,8 @@ import time
 import pytest
 from contenders import stay
 
-from leantune import lease
-from leantune.lease import GIB, DoesNotFit, Memory, memory_lease
+from leantune.machine import memory
+from leantune.machine.memory import GIB, DoesNotFit, Memory, memory_lease
 
 BUDGET = 10 * GIB
 SPAWN = mp.get_context("spawn")
@@ -23,8 +23,10 @@ def test_the_limit_is_below_what_the_machine_has(tmp_path):
             pass
     with memory_lease(2 * GIB, folder=tmp_path, memory=budget, limit=2 * GIB):
         pass
-    with pytest.raises(DoesNotFit, match=r"needs 17\.0 GiB of GPU memory, this machine has 16\.0 GiB"):
-        lease.check(17 * GIB, 16 * GIB, of="GPU memory")
+    with pytest.raises(
+        DoesNotFit, match=r"needs 17\.0 GiB of GPU memory, this machine has 16\.0 GiB"
+    ):
+        memory.check(17 * GIB, 16 * GIB, of="GPU memory")
 
 
 def _contend(folder, need, running, most, done):
@@ -44,7 +46,9 @@ def test_contenders_never_exceed_the_budget_and_all_get_their_turn(tmp_path):
     for process in contenders:
         process.join(60)
     assert done.value == 6
-    assert most.value == 2  # 3 x 4 GiB are more than 10, also with what an idle interpreter has used
+    assert (
+        most.value == 2
+    )  # 3 x 4 GiB are more than 10, also with what an idle interpreter has used
     assert not list(tmp_path.glob("*.lease"))
 
 
@@ -77,7 +81,9 @@ def test_a_killed_holder_frees_its_lease(tmp_path, holder):
 
     with memory_lease(8 * GIB, when_waiting, folder=tmp_path, memory=budget, poll_seconds=0.02):
         assert killed
-    assert said[0].startswith("waiting for memory: needs 8.0 GiB, 2.0 GiB are free beside 1 running cell")
+    assert said[0].startswith(
+        "waiting for memory: needs 8.0 GiB, 2.0 GiB are free beside 1 running cell"
+    )
     assert len(said) == 1
 
 
@@ -90,7 +96,7 @@ def test_what_a_holder_has_used_is_not_counted_twice(tmp_path):
     """What is used shows as less available; only the rest of the lease is kept free."""
     block = bytearray(os.urandom(1) * (200 * 2**20))
     with memory_lease(300 * 2**20, folder=tmp_path, memory=budget):
-        (unused,) = lease._unused_bytes(tmp_path)
+        (unused,) = memory._unused_bytes(tmp_path)
     assert unused < 100 * 2**20 < len(block)
 
 
@@ -104,7 +110,11 @@ def test_memory_held_outside_the_suite_is_waited_for_only_so_long(tmp_path):
     start = time.monotonic()
     with pytest.raises(DoesNotFit, match=r"only 1\.0 GiB became free"):
         with memory_lease(
-            2 * GIB, folder=tmp_path, memory=lambda: Memory(BUDGET, GIB), poll_seconds=0.02, patience_seconds=0.2
+            2 * GIB,
+            folder=tmp_path,
+            memory=lambda: Memory(BUDGET, GIB),
+            poll_seconds=0.02,
+            patience_seconds=0.2,
         ):
             pytest.fail("must not start")
     assert time.monotonic() - start >= 0.2
@@ -118,25 +128,25 @@ def test_an_error_in_the_body_gives_the_lease_back(tmp_path):
 
 
 def test_need_leaves_room():
-    assert lease.need_bytes(GIB) == int(1.6 * GIB) + GIB // 2
+    assert memory.need_bytes(GIB) == int(1.6 * GIB) + GIB // 2
 
 
 def test_folder_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LEANTUNE_LEASES", str(tmp_path / "here"))
-    assert lease.lease_folder() == tmp_path / "here"
+    assert memory.lease_folder() == tmp_path / "here"
 
 
 def test_only_those_who_share_memory_share_leases(tmp_path, monkeypatch):
     monkeypatch.delenv("LEANTUNE_LEASES", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    here = lease.lease_folder()
+    here = memory.lease_folder()
     assert here.is_relative_to(tmp_path)
-    assert lease.lease_folder() == here
+    assert memory.lease_folder() == here
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    first = lease.lease_folder()
+    first = memory.lease_folder()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert len({here, first, lease.lease_folder()}) == 3
+    assert len({here, first, memory.lease_folder()}) == 3
 
 
 # ------------------------------------------------------------------ control groups
@@ -164,7 +174,7 @@ def test_limit_of_control_groups_version_2(tmp_path):
     (root / "a" / "memory.max").write_text(f"{100 * MIB}\n")
     (root / "a" / "memory.current").write_text(str(60 * MIB))
     (root / "a" / "memory.stat").write_text(stat)
-    found = lease.machine_memory(root, _proc(tmp_path, "0::/a/b"))
+    found = memory.machine_memory(root, _proc(tmp_path, "0::/a/b"))
     assert found == Memory(100 * MIB, 60 * MIB)
 
 
@@ -176,11 +186,11 @@ def test_limit_of_control_groups_version_1_where_only_the_host_sees_the_path(tmp
         memory__usage_in_bytes=str(30 * MIB),
         memory__stat=f"total_inactive_file {5 * MIB}",
     )
-    found = lease.machine_memory(root, _proc(tmp_path, "4:memory:/docker/123"))
+    found = memory.machine_memory(root, _proc(tmp_path, "4:memory:/docker/123"))
     assert found == Memory(50 * MIB, 25 * MIB)
 
 
 def test_without_a_limit_it_is_the_machine(tmp_path):
-    found = lease.machine_memory(tmp_path, _proc(tmp_path, "0::/"))
-    assert found.total == lease.psutil.virtual_memory().total
+    found = memory.machine_memory(tmp_path, _proc(tmp_path, "0::/"))
+    assert found.total == memory.psutil.virtual_memory().total
     assert 0 < found.available <= found.total

@@ -14,14 +14,28 @@ from test_dag import ROOT, Project
 
 from snakemake_logger_plugin_leantune import Cells, Job
 
-TABLES = ["cells", "leaderboard", "failures", "calibration", "decisions", "overall", "pareto", "budgets"]
+TABLES = [
+    "cells",
+    "leaderboard",
+    "failures",
+    "calibration",
+    "decisions",
+    "overall",
+    "pareto",
+    "budgets",
+]
 
 
 @pytest.fixture
 def project(tmp_path):
     """Four cells: two end well, one records `diverged`, one fails without a record."""
     project = Project(tmp_path)
-    block = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["alpha", "beta"], "seeds": [0, 1]}
+    block = {
+        "models": ["minilm-l6"],
+        "tasks": ["sentiment"],
+        "methods": ["alpha", "beta"],
+        "seeds": [0, 1],
+    }
     project.configure(block)
     record = next((ROOT / "results" / "records").rglob("sentiment/lora/0.json"))
     good = json.loads(record.read_text())
@@ -47,10 +61,26 @@ def shown_on_a_terminal(project: Project, *arguments: str, columns: int = 110) -
     """What `snakemake` writes to a terminal, with its control characters."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, columns))
-    words = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments]
+    words = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--cores",
+        "2",
+        *arguments,
+    ]
     path = f"{project.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "LEANTUNE_PLUGINS": str(project.plugins), "PATH": path, "TERM": "xterm"}
-    running = subprocess.Popen(words, cwd=project.folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    environment = {
+        **os.environ,
+        "LEANTUNE_PLUGINS": str(project.plugins),
+        "PATH": path,
+        "TERM": "xterm",
+    }
+    running = subprocess.Popen(
+        words, cwd=project.folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     parts = []
     while True:
@@ -66,7 +96,9 @@ def shown_on_a_terminal(project: Project, *arguments: str, columns: int = 110) -
 
 
 def shown_without_one(project: Project, *arguments: str) -> str:
-    done = project.snakemake(*arguments, PATH=f"{project.folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    done = project.snakemake(
+        *arguments, PATH=f"{project.folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    )
     return done.stdout + done.stderr
 
 
@@ -74,8 +106,15 @@ def test_without_a_terminal_cells_and_the_dag_are_plain_lines_and_failures_show_
     text = shown_without_one(project, "--until", "cell")
     lines = text.splitlines()
     assert "4 cells to run" in lines
-    assert sum(line.lstrip().startswith("ok  sentiment lora seed 0: accuracy") for line in lines) == 2
-    assert sum(line.startswith("   diverged  sentiment lora seed 0: the loss is nan") for line in lines) == 1
+    assert (
+        sum(line.lstrip().startswith("ok  sentiment lora seed 0: accuracy") for line in lines) == 2
+    )
+    assert (
+        sum(
+            line.startswith("   diverged  sentiment lora seed 0: the loss is nan") for line in lines
+        )
+        == 1
+    )
     told = [line for line in lines if "cells done" in line]
     assert [int(line.split()[0]) for line in told] == [1, 2, 3, 4]
     assert re.fullmatch(r"4 of 4 cells done, 0 running, 2 failed", told[-1])
@@ -94,9 +133,13 @@ def test_on_a_terminal_one_line_is_updated_in_place_below_the_cells_that_ended(p
     assert {state[0] for state in states} == set("01234")
     assert any("2 running" in state for state in states)
     assert any("about" in state and "left" in state for state in states)
-    assert any("sentiment alpha 0 80 %" in state or "sentiment beta 0 80 %" in state for state in states)
+    assert any(
+        "sentiment alpha 0 80 %" in state or "sentiment beta 0 80 %" in state for state in states
+    )
     assert states[-1].startswith("4 of 4 cells done, 0 running, 2 failed")
-    rows = [line.split("\r")[-1] for line in text.replace("\r\n", "\n").split("\n")]  # what stays on the screen
+    rows = [
+        line.split("\r")[-1] for line in text.replace("\r\n", "\n").split("\n")
+    ]  # what stays on the screen
     assert sum(row.startswith("         ok  sentiment lora") for row in rows) == 2
     assert not any("cells done" in row for row in rows)
     assert "the log of the broken cell" in text

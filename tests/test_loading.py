@@ -15,16 +15,22 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from leantune.api import BadInput
 from leantune.architectures import linears
-from leantune.loading import load, register, save
+from leantune.models.export import load, register, save
 from leantune.modules import FactoredLinear, adapters, place_factored
 
 IDS = [[2, 9, 17, 33, 3], [2, 8, 8, 60, 3]]
 
 
-def trained(tmp_path: Path, family: str = "bert", name: str = "adapter") -> tuple[PreTrainedModel, Tensor]:
+def trained(
+    tmp_path: Path, family: str = "bert", name: str = "adapter"
+) -> tuple[PreTrainedModel, Tensor]:
     """An exported model after ten steps, and its logits on IDS."""
     kind = "causal_lm" if family in ("llama", "gpt2") else "classification"
-    data, ctx, model = small_data(tmp_path, kind), small_context(tmp_path, family, kind), small_model(family, kind)
+    data, ctx, model = (
+        small_data(tmp_path, kind),
+        small_context(tmp_path, family, kind),
+        small_model(family, kind),
+    )
     plugins = stack(name, kind)
     run(model, plugins, data, ctx)
     exported = plugins.export(model, ctx).eval()
@@ -77,7 +83,9 @@ def test_a_model_without_our_modules_is_a_plain_checkpoint(tmp_path: Path, name:
     save(model, tmp_path / "out")
     assert not hasattr(AutoConfig.from_pretrained(tmp_path / "out"), "quantization_config")
     assert torch.equal(logits(load(tmp_path / "out")), expected)
-    assert torch.equal(logits(AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")), expected)
+    assert torch.equal(
+        logits(AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")), expected
+    )
 
 
 def test_registering_twice_is_harmless() -> None:
@@ -93,17 +101,22 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
 def test_a_checkpoint_of_no_known_class_is_named(tmp_path: Path) -> None:
     save(small_model(), tmp_path)
     text = (tmp_path / "config.json").read_text()
-    (tmp_path / "config.json").write_text(text.replace("BertForSequenceClassification", "SomethingElse"))
+    (tmp_path / "config.json").write_text(
+        text.replace("BertForSequenceClassification", "SomethingElse")
+    )
     with pytest.raises(BadInput, match="architectures"):
         load(tmp_path)
 
 
 def script(*lines: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
 
 
 def reading(folder: Path) -> list[str]:
-    """Lines of a user's script: load with the ordinary class, compare the logits with the saved ones."""
+    """Lines of a user's script: load with the ordinary class, compare the logits with the saved
+    ones."""
     return [
         "import torch",
         "from transformers import AutoModelForSequenceClassification",
@@ -126,11 +139,11 @@ def test_import_leantune_is_all_it_takes_and_its_absence_is_noticed(tmp_path: Pa
     assert "UNEXPECTED" in later.stderr
 
 
-@pytest.mark.parametrize("module", ["modules", "loading"])
+@pytest.mark.parametrize("module", ["modules", "models.export"])
 def test_each_module_may_be_the_first_to_import_transformers(module: str) -> None:
     done = script(
         f"import leantune.{module}",
         "import transformers.modeling_utils, sys",
-        "assert 'leantune.loading' in sys.modules",
+        "assert 'leantune.models.export' in sys.modules",
     )
     assert done.returncode == 0, done.stderr

@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from transformers.pytorch_utils import Conv1D
 
 from leantune.api import BadInput, mark_head
-from leantune.registry import load_method
 from leantune.svd import decompose
+from leantune.training.stack import load_method
 
 load_method("fwsvd")
 from leantune_plugins.fwsvd.method import row_weights  # noqa: E402  (importable once loaded)
@@ -49,14 +49,20 @@ def test_halving_the_linears_of_bert_base_gives_192_and_307(tmp_path: Path) -> N
 
 
 def test_halving_the_total_of_bert_base_leaves_35_5_percent_of_the_linears(tmp_path: Path) -> None:
-    plugin, model, ctx = method("svd@total"), bert_base_on_meta(), small_context(tmp_path, probe=True)
+    plugin, model, ctx = (
+        method("svd@total"),
+        bert_base_on_meta(),
+        small_context(tmp_path, probe=True),
+    )
     before = sum(p.numel() for p in model.parameters())
     plugin.attach(model, None, ctx)
     assert plugin.allowed / plugin.dense == pytest.approx(0.355, abs=5e-4)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(before / 2, rel=0.01)
 
 
-def test_half_of_minilm_in_total_is_more_than_its_linears_and_is_refused(minilm: nn.Module, tmp_path: Path) -> None:
+def test_half_of_minilm_in_total_is_more_than_its_linears_and_is_refused(
+    minilm: nn.Module, tmp_path: Path
+) -> None:
     with pytest.raises(BadInput, match=r"softlms.of=linears"):
         method("softlms@total").attach(minilm, None, small_context(tmp_path))
 
@@ -75,7 +81,9 @@ def test_prediction_shapes_need_no_values_and_keep_the_budget(tmp_path: Path, na
 def test_same_rank_is_one_rank(tmp_path: Path) -> None:
     ctx = small_context(tmp_path, probe=True)
     method("svd@same_rank").attach(bert_base_on_meta(), None, ctx)
-    assert set(ctx.details["ranks"].values()) == {256}  # 256 (4 * 1536 + 2 * 3840) * 12 = 42,467,328 = half
+    assert set(ctx.details["ranks"].values()) == {
+        256
+    }  # 256 (4 * 1536 + 2 * 3840) * 12 = 42,467,328 = half
 
 
 SHAPES = {"a": (24, 24), "b": (24, 96), "c": (96, 24)}
@@ -86,8 +94,12 @@ SHAPES = {"a": (24, 24), "b": (24, 96), "c": (96, 24)}
     share=st.floats(0.2, 1.0),
     multiple=st.sampled_from([1, 4, 8]),
 )
-def test_fitted_ranks_spend_the_budget_and_never_exceed_it(alphas: list[float], share: float, multiple: int) -> None:
-    spectra = {n: torch.linspace(1, 0.05, 24, dtype=torch.float64) ** (i + 1) for i, n in enumerate(SHAPES)}
+def test_fitted_ranks_spend_the_budget_and_never_exceed_it(
+    alphas: list[float], share: float, multiple: int
+) -> None:
+    spectra = {
+        n: torch.linspace(1, 0.05, 24, dtype=torch.float64) ** (i + 1) for i, n in enumerate(SHAPES)
+    }
     allowed = int(share * sum(m * n for m, n in SHAPES.values()))
     floor = budget.total_cost(dict.fromkeys(SHAPES, multiple), SHAPES)
     if floor > allowed:
@@ -98,7 +110,9 @@ def test_fitted_ranks_spend_the_budget_and_never_exceed_it(alphas: list[float], 
     assert kept <= allowed
     assert all(r % multiple == 0 for r in ranks.values())
     full = all(budget.cost(r, SHAPES[n]) == SHAPES[n][0] * SHAPES[n][1] for n, r in ranks.items())
-    widest = sum(multiple * (m + n) for m, n in SHAPES.values())  # ties may move every layer at once
+    widest = sum(
+        multiple * (m + n) for m, n in SHAPES.values()
+    )  # ties may move every layer at once
     assert full or allowed - kept <= widest
 
 
@@ -120,7 +134,8 @@ def test_truncated_factors_are_the_best_approximation_and_balanced() -> None:
 
 
 def test_half_rank_error_of_a_real_feed_forward_matrix(minilm: nn.Module) -> None:
-    """The soft threshold's relative output error is far above hard truncation's at the same rank (0.68, 0.42)."""
+    """The soft threshold's relative output error is far above hard truncation's at the same rank
+    (0.68, 0.42)."""
     linear = minilm.base_model.encoder.layer[2].intermediate.dense
     x = torch.randn(256, 384, generator=torch.Generator().manual_seed(0))
     W = linear.weight.detach()
@@ -157,7 +172,9 @@ def test_fwsvd_minimises_the_fisher_weighted_error(tmp_path: Path) -> None:
         plugin, ctx = method(name, multiple=1), small_context(tmp_path)
         path = "bert.encoder.layer.1.intermediate.dense"
         W = model.get_submodule(path).weight.detach().clone()
-        fisher = method("fwsvd").importance(model, {path: model.get_submodule(path)}, data, ctx)[path]
+        fisher = method("fwsvd").importance(model, {path: model.get_submodule(path)}, data, ctx)[
+            path
+        ]
         plugin.attach(model, data, ctx)
         rank = ctx.details["ranks"][path]
         difference = (model.get_submodule(path).weight.detach() - W) * fisher

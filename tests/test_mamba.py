@@ -1,14 +1,15 @@
-"""Mamba's fused kernel on tensors without values: what it keeps, and that a model trains through it."""
+"""Mamba's fused kernel on tensors without values: what it keeps, and that a model trains through
+it."""
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.mamba import modeling_mamba
 
-from leantune import predict
-from leantune.meter import mamba
-from leantune.meter.simulate import cuda_path, fake_mode
+from leantune.meter import fake_mamba
+from leantune.meter.fake_cuda import cuda_path, fake_mode
 from leantune.meter.tensors import TensorMeter
+from leantune.prediction import one
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -29,9 +30,13 @@ def test_kept_by_the_forward_pass(dtype: torch.dtype) -> None:
         with TensorMeter() as meter:
             meter.track((xz, conv, x_proj, dt_proj, out_proj, A, D, bias), "inputs")
             given = meter.live_bytes
-            out = mamba._inner(xz, conv, None, x_proj, dt_proj, out_proj, None, A, None, None, D, bias)
+            out = fake_mamba._inner(
+                xz, conv, None, x_proj, dt_proj, out_proj, None, A, None, None, D, bias
+            )
             element = dtype.itemsize
-            kept = element * (batch * length * (rank + 2 * states) + 2 * batch * states * length)  # x_dbl, B, C
+            kept = element * (
+                batch * length * (rank + 2 * states) + 2 * batch * states * length
+            )  # x_dbl, B, C
             kept += element * batch * inner * length  # the scan's output
             kept += 4 * batch * inner * 2 * states  # one chunk's states, fp32
             result = element * batch * length * width
@@ -45,18 +50,28 @@ def test_kept_by_the_forward_pass(dtype: torch.dtype) -> None:
 def test_a_model_takes_the_kernel_and_gives_it_back() -> None:
     before = modeling_mamba.mamba_inner_fn
     config = AutoConfig.for_model(
-        "mamba", vocab_size=100, hidden_size=32, num_hidden_layers=2, state_size=8, intermediate_size=64
+        "mamba",
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        intermediate_size=64,
     )
     with fake_mode(), cuda_path(), TensorMeter() as meter:
         model = AutoModelForCausalLM.from_config(config).train()
         ids = torch.ones(2, 64, dtype=torch.long)
         model(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert meter.result().events < 2000  # the scan token by token would be 64 x 2 x dozens of operators
+    assert (
+        meter.result().events < 2000
+    )  # the scan token by token would be 64 x 2 x dozens of operators
     assert modeling_mamba.mamba_inner_fn is before
 
 
 def test_memory_grows_evenly_with_length() -> None:
-    peaks = [predict.predict_names("mamba-130m", "lora", batch=1, length=n)["peak_bytes"] for n in (64, 128, 192)]
+    peaks = [
+        one.predict_names("mamba-130m", "lora", batch=1, length=n)["peak_bytes"]
+        for n in (64, 128, 192)
+    ]
     assert peaks[0] < peaks[1] < peaks[2]
     assert peaks[2] - peaks[1] == pytest.approx(peaks[1] - peaks[0], rel=0.02)

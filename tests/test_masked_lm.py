@@ -1,4 +1,5 @@
-"""Masked language modelling: which tokens are predicted, what is shown in their place, and the same again."""
+"""Masked language modelling: which tokens are predicted, what is shown in their place, and the same
+again."""
 
 from __future__ import annotations
 
@@ -6,8 +7,11 @@ import pytest
 import torch
 from small import words
 
-from leantune import models, registry
-from leantune.data import Collate, batches, load_data, load_rows
+from leantune.data.collate import Collate, batches
+from leantune.data.load import load_data, load_rows
+from leantune.models.load import load_tokenizer
+from leantune.spec import plugins
+from leantune.spec.hashes import loader_folder, task_hash
 
 
 def test_masked_labels():
@@ -28,8 +32,8 @@ def test_masked_labels():
 
 
 def test_evaluation_asks_the_same_questions_and_training_others():
-    task = registry.get("tasks", "pretrain-mlm")
-    tokenizer = models.load_tokenizer(registry.get("models", "mini-bert").spec)
+    task = plugins.get("tasks", "pretrain-mlm")
+    tokenizer = load_tokenizer(plugins.get("models", "mini-bert").spec)
     sizes = {"train": 20, "validation": 5, "test": 30}
     data = load_data({**task.spec, "folder": task.folder, "splits": sizes}, tokenizer, 32)
     first, again = (list(batches(data.test, data.collate, 8)) for _ in range(2))
@@ -48,17 +52,25 @@ def test_evaluation_asks_the_same_questions_and_training_others():
     assert len({batch["labels"].ne(-100).numpy().tobytes() for batch in epochs}) == 4
 
 
-def test_a_loader_of_another_task_gives_the_same_texts_and_is_part_of_the_hash(monkeypatch, tmp_path):
+def test_a_loader_of_another_task_gives_the_same_texts_and_is_part_of_the_hash(
+    monkeypatch, tmp_path
+):
     folder = tmp_path / "tasks" / "borrowed"
     folder.mkdir(parents=True)
-    text = (registry.get("tasks", "pretrain-mlm").file).read_text().replace("name: pretrain-mlm", "name: borrowed")
+    text = (
+        (plugins.get("tasks", "pretrain-mlm").file)
+        .read_text()
+        .replace("name: pretrain-mlm", "name: borrowed")
+    )
     (folder / "task.yaml").write_text(text)
     monkeypatch.setenv("LEANTUNE_PLUGINS", str(tmp_path))
-    borrowed, owner = registry.get("tasks", "borrowed"), registry.get("tasks", "pretrain")
-    assert load_rows({**borrowed.spec, "folder": folder}) == load_rows({**owner.spec, "folder": owner.folder})
-    assert registry.loader_folder(borrowed.spec, folder) == owner.folder
-    before = registry.task_hash(borrowed, {})
+    borrowed, owner = plugins.get("tasks", "borrowed"), plugins.get("tasks", "pretrain")
+    assert load_rows({**borrowed.spec, "folder": folder}) == load_rows(
+        {**owner.spec, "folder": owner.folder}
+    )
+    assert loader_folder(borrowed.spec, folder) == owner.folder
+    before = task_hash(borrowed, {})
     (folder / "task.yaml").write_text(text.replace("loader: pretrain", "loader: tales"))
-    registry._load.cache_clear()
-    assert registry.task_hash(registry.get("tasks", "borrowed"), {}) != before
-    registry._load.cache_clear()
+    plugins._load.cache_clear()
+    assert task_hash(plugins.get("tasks", "borrowed"), {}) != before
+    plugins._load.cache_clear()

@@ -1,4 +1,5 @@
-"""Records from another machine: judged one by one, the sound ones added, nothing written for the others."""
+"""Records from another machine: judged one by one, the sound ones added, nothing written for the
+others."""
 
 import csv
 import json
@@ -12,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_records import ok
 
-from leantune import cli, merge, plan
-from leantune.record import read_record, write_record
+from leantune.cli import parser
+from leantune.files.record import read_record, write_record
+from leantune.results import merge
+from leantune.spec.cells import resolve_cell, short_key
 
 TRUTH = [float(i % 2) for i in range(200)]
 HALF = [float(i // 2 % 2) for i in range(200)]
@@ -21,28 +24,44 @@ THEIRS = "a machine far away"
 SETS = {"task.steps": 30, "task.batch": 2}
 
 
-def sound(method="full", task="sentiment", predictions=TRUTH, hardware=THEIRS, overrides=None, **more):
+def sound(
+    method="full", task="sentiment", predictions=TRUTH, hardware=THEIRS, overrides=None, **more
+):
     """A record as a run on another machine writes it."""
-    cell = plan.resolve("minilm-l6", task, method, device="cpu", overrides=overrides)
+    cell = resolve_cell("minilm-l6", task, method, device="cpu", overrides=overrides)
     right = sum(a == b for a, b in zip(predictions, TRUTH, strict=True)) / len(TRUTH)
-    made = ok(method, quality=right, predictions=list(predictions), references=TRUTH, task=task, **more)
+    made = ok(
+        method, quality=right, predictions=list(predictions), references=TRUTH, task=task, **more
+    )
     made["cell"]["model"] = cell.model_name
     made["key"] = {**cell.key, "hardware": hardware, "samples": "abc"}
-    made["key"]["short"] = plan.short_key(made["key"], cell.hashes["task"])
+    made["key"]["short"] = short_key(made["key"], cell.hashes["task"])
     made["provenance"] = {
-        "command": shlex.join(cell.command("records/x.json")), "commit": "a" * 40, "dirty": False,
-        "hashes": dict(cell.hashes), "hardware": {"name": hardware},
-    }  # fmt: skip
+        "command": shlex.join(cell.command("records/x.json")),
+        "commit": "a" * 40,
+        "dirty": False,
+        "hashes": dict(cell.hashes),
+        "hardware": {"name": hardware},
+    }
     return made
 
 
 def controls(ballast=2**26, hardware=THEIRS):
     words = {"overrides": SETS, "hardware": hardware}
-    made = [sound("head", **words), sound("allocate_64mib", peak=1000 + ballast, **words), sound("sleep", **words)]
+    made = [
+        sound("head", **words),
+        sound("allocate_64mib", peak=1000 + ballast, **words),
+        sound("sleep", **words),
+    ]
     made[2]["time"]["step_seconds_median"] = 0.7
     nothing = sound("train_nothing", predictions=HALF, **words)
     nothing["parameters"]["trainable"], nothing["size"] = 0, {"checkpoint_bytes": 0}
-    return [*made, nothing, sound("random", predictions=HALF, **words), sound("tfidf", "leak", hardware=hardware)]
+    return [
+        *made,
+        nothing,
+        sound("random", predictions=HALF, **words),
+        sound("tfidf", "leak", hardware=hardware),
+    ]
 
 
 def place(record):
@@ -57,7 +76,9 @@ def send(folder, *records):
 
 
 def files(folder: Path):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def judge(tmp_path, record, **options):
@@ -68,8 +89,11 @@ def judge(tmp_path, record, **options):
 
 
 def test_a_sound_folder_is_added_and_the_tables_are_rebuilt_from_it(tmp_path, capsys):
-    sent, results = send(tmp_path / "sent", *controls(), sound("full"), sound("lora", predictions=HALF)), tmp_path / "r"
-    assert cli.main(["merge", str(sent), "--into", str(results)]) == 0
+    sent, results = (
+        send(tmp_path / "sent", *controls(), sound("full"), sound("lora", predictions=HALF)),
+        tmp_path / "r",
+    )
+    assert parser.main(["merge", str(sent), "--into", str(results)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 8
     assert all(line.endswith(": added") for line in said)
@@ -82,7 +106,7 @@ def test_a_sound_folder_is_added_and_the_tables_are_rebuilt_from_it(tmp_path, ca
         assert {row["passed"] for row in csv.DictReader(file)} == {"true", "not_run"}
 
     before = files(results)
-    assert cli.main(["merge", str(sent), "--into", str(results)]) == 0
+    assert parser.main(["merge", str(sent), "--into", str(results)]) == 0
     assert all(line.endswith(": same") for line in capsys.readouterr().out.splitlines())
     assert files(results) == before
 
@@ -91,7 +115,7 @@ def test_a_record_with_other_numbers_is_kept_and_listed(tmp_path, capsys):
     results = send(tmp_path / "results", sound("full", predictions=HALF))
     before = files(results)
     sent = send(tmp_path / "sent", *controls(), sound("full"))
-    assert cli.main(["merge", str(sent), "--into", str(results)]) == 0
+    assert parser.main(["merge", str(sent), "--into", str(results)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "/full/" in line]
     assert "conflict: other quality than the record there, which was kept" in line
     name = f"records/{place(sound('full'))}"
@@ -159,20 +183,28 @@ def test_what_is_not_sound_is_refused_and_not_written(tmp_path, change, why):
 def test_a_damaged_file_is_refused(tmp_path, text):
     sent = send(tmp_path / "sent", *controls())
     (sent / "records" / "damaged.json").write_text(text)
-    judged = [str(one) for one in merge.merge(sent, tmp_path / "results") if one.verdict == "refused"]
+    judged = [
+        str(one) for one in merge.merge(sent, tmp_path / "results") if one.verdict == "refused"
+    ]
     assert len(judged) == 1
     assert judged[0].startswith("damaged.json: refused: ")
     assert "\n" not in judged[0]
     assert str(tmp_path) not in judged[0]
 
 
-@pytest.mark.parametrize(("number", "why"), [("NaN", "NaN is no number"), ("1e999", "1e999 is no number")])
+@pytest.mark.parametrize(
+    ("number", "why"), [("NaN", "NaN is no number"), ("1e999", "1e999 is no number")]
+)
 def test_a_number_that_is_not_finite_is_refused(tmp_path, number, why):
     record = sound("full")
     sent = send(tmp_path / "sent", *controls(), record)
     file = sent / "records" / place(record)
-    file.write_text(file.read_text().replace('"step_seconds_p95": 0.6', f'"step_seconds_p95": {number}'))
-    (refused,) = [one for one in merge.merge(sent, tmp_path / "results") if one.verdict == "refused"]
+    file.write_text(
+        file.read_text().replace('"step_seconds_p95": 0.6', f'"step_seconds_p95": {number}')
+    )
+    (refused,) = [
+        one for one in merge.merge(sent, tmp_path / "results") if one.verdict == "refused"
+    ]
     assert why in refused.why
 
 
@@ -208,7 +240,9 @@ def test_nothing_leads_outside(tmp_path):
     assert not (results / "records" / place(sound("lora"))).exists()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.text(max_size=20), st.sampled_from(["model", "task", "method"]))
 def test_names_of_any_kind_write_nothing_and_stay_one_line(tmp_path_factory, name, which):
     folder = tmp_path_factory.mktemp("merge")
@@ -231,9 +265,11 @@ def test_a_machine_whose_meter_is_off_is_refused_as_a_whole(tmp_path, capsys):
     right = [*controls(hardware="another"), sound("full", hardware="another")]
     sent, results = send(tmp_path / "sent", *wrong, *right), tmp_path / "results"
     for flags in ([], ["--uncalibrated"]):
-        assert cli.main(["merge", str(sent), "--into", str(results), *flags]) == 1
+        assert parser.main(["merge", str(sent), "--into", str(results), *flags]) == 1
     said = capsys.readouterr().out
-    assert said.count("refused: the calibration of its machine failed (allocate_64mib_tensors)") == 2 * len(wrong)
+    assert said.count(
+        "refused: the calibration of its machine failed (allocate_64mib_tensors)"
+    ) == 2 * len(wrong)
     there = [read_record(p) for p in (results / "records").rglob("*.json")]
     assert {r["key"]["hardware"] for r in there} == {"another"}
     assert len(there) == len(right)
@@ -259,16 +295,21 @@ def test_a_control_that_is_refused_calibrates_nothing(tmp_path):
 
 
 def test_a_folder_without_records_is_bad_input(tmp_path, capsys):
-    assert cli.main(["merge", str(tmp_path)]) == 2
+    assert parser.main(["merge", str(tmp_path)]) == 2
     assert "holds no records" in capsys.readouterr().err
 
 
 def test_a_record_that_a_run_just_wrote_is_sound(tmp_path):
-    """The place, the key and the score as the worker makes them, with the short key computed a second time."""
-    cell = plan.resolve("minilm-l6", "valence", "tfidf", device="cpu", overrides={"task.train": 64, "task.test": 60})
+    """The place, the key and the score as the worker makes them, with the short key computed a
+    second time."""
+    cell = resolve_cell(
+        "minilm-l6", "valence", "tfidf", device="cpu", overrides={"task.train": 64, "task.test": 60}
+    )
     out = tmp_path / "run" / cell.record_path
     words = [sys.executable, "-m", *cell.command(str(out))]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (judged,) = merge.merge(tmp_path / "run", tmp_path / "results", allow_dirty=True, uncalibrated=True)
+    (judged,) = merge.merge(
+        tmp_path / "run", tmp_path / "results", allow_dirty=True, uncalibrated=True
+    )
     assert judged.verdict == "added", str(judged)

@@ -28,7 +28,11 @@ def peaks(*sizes: int, expandable: bool = False) -> tuple[int, int]:
         (1 * MIB + 1, 1 * MIB + 512, 20 * MIB),  # the large pool
         (10 * MIB - 512, 10 * MIB - 512, 20 * MIB),
         (10 * MIB, 10 * MIB, 10 * MIB),  # its own segment
-        (11 * MIB, 11 * MIB, 12 * MIB),  # rounded up to 2 MiB; the rest of 1 MiB is not split off, so
+        (
+            11 * MIB,
+            11 * MIB,
+            12 * MIB,
+        ),  # rounded up to 2 MiB; the rest of 1 MiB is not split off, so
         (64 * MIB, 64 * MIB, 64 * MIB),
     ],
 )
@@ -50,7 +54,14 @@ def test_a_large_rest_is_split_off_only_above_1_mib() -> None:
 
 
 def test_the_smallest_block_that_fits_is_taken() -> None:
-    trace = [(0, 30 * MIB), (1, 12 * MIB), (0, -30 * MIB), (1, -12 * MIB), (2, 12 * MIB), (3, 30 * MIB)]
+    trace = [
+        (0, 30 * MIB),
+        (1, 12 * MIB),
+        (0, -30 * MIB),
+        (1, -12 * MIB),
+        (2, 12 * MIB),
+        (3, 30 * MIB),
+    ]
     assert replay(trace)["reserved_bytes"] == 42 * MIB
 
 
@@ -58,7 +69,9 @@ def test_neighbours_merge_when_both_are_free() -> None:
     thirds = [(block, 6 * MIB) for block in range(3)]
     freed = [(0, -6 * MIB), (2, -6 * MIB), (1, -6 * MIB)]
     assert replay([*thirds, *freed, (3, 18 * MIB)])["reserved_bytes"] == 20 * MIB
-    assert replay([*thirds, *freed[:2], (3, 9 * MIB)])["reserved_bytes"] == 40 * MIB  # the middle is still held
+    assert (
+        replay([*thirds, *freed[:2], (3, 9 * MIB)])["reserved_bytes"] == 40 * MIB
+    )  # the middle is still held
 
 
 def test_expandable_segments_grow_by_pages_and_keep_no_holes_between_segments() -> None:
@@ -71,7 +84,8 @@ def test_expandable_segments_grow_by_pages_and_keep_no_holes_between_segments() 
 
 def test_expandable_segments_take_the_growing_end_last() -> None:
     trace = [(0, 10 * MIB), (1, 5 * MIB), (0, -10 * MIB), (2, 4 * MIB), (3, 10 * MIB)]
-    # 5 MiB are left at the end, which would fit block 2 best; it goes into the hole, so block 3 must grow the segment
+    # 5 MiB are left at the end, which would fit block 2 best; it goes into the hole, so block 3
+    # must grow the segment
     assert replay(trace, expandable_segments=True)["reserved_bytes"] == 40 * MIB
 
 
@@ -79,7 +93,9 @@ SIZES = st.one_of(st.integers(1, 4 * KIB), st.integers(1, 2 * MIB), st.integers(
 
 
 @given(st.lists(st.tuples(SIZES, st.booleans(), st.integers(0, 1000)), max_size=60), st.booleans())
-def test_reserved_holds_allocated_holds_requested(steps: list[tuple[int, bool, int]], expandable: bool) -> None:
+def test_reserved_holds_allocated_holds_requested(
+    steps: list[tuple[int, bool, int]], expandable: bool
+) -> None:
     allocator = CachingAllocator(expandable)
     held = []
     requested = 0
@@ -98,12 +114,16 @@ def test_reserved_holds_allocated_holds_requested(steps: list[tuple[int, bool, i
     for _, block in held:
         allocator.free(block)
     assert allocator.allocated == 0
-    assert allocator.reserved == before == allocator.peak_reserved  # nothing goes back to the device
+    assert (
+        allocator.reserved == before == allocator.peak_reserved
+    )  # nothing goes back to the device
 
 
 @given(st.lists(SIZES, max_size=30), st.booleans())
 def test_repeating_a_trace_reserves_nothing_more(sizes: list[int], expandable: bool) -> None:
-    once = [(i, size) for i, size in enumerate(sizes)] + [(i, -size) for i, size in enumerate(sizes)]
+    once = [(i, size) for i, size in enumerate(sizes)] + [
+        (i, -size) for i, size in enumerate(sizes)
+    ]
     assert replay(once * 3, expandable) == replay(once, expandable)
 
 

@@ -1,4 +1,5 @@
-"""Clocks and slowdowns of a GPU while it trains, from a script called `nvidia-smi` in place of the driver's."""
+"""Clocks and slowdowns of a GPU while it trains, from a script called `nvidia-smi` in place of the
+driver's."""
 
 import os
 import time
@@ -16,9 +17,12 @@ SAMPLES = """1980, 1980, 45, 310.50, 0x0000000000000000
 
 @pytest.fixture
 def smi(tmp_path, monkeypatch):
-    """Says the text of a file, and then goes on running as `--loop-ms` does; notes how it was called."""
+    """Says the text of a file, and then goes on running as `--loop-ms` does; notes how it was
+    called."""
     file = tmp_path / "nvidia-smi"
-    file.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\ncat {tmp_path}/says\nexec sleep 60\n')
+    file.write_text(
+        f'#!/bin/sh\necho "$@" > {tmp_path}/called\ncat {tmp_path}/says\nexec sleep 60\n'
+    )
     file.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return tmp_path

@@ -60,7 +60,9 @@ def test_a_phase_that_fails_is_measured_too() -> None:
     assert tracker.result()["by_phase"]["attach"] > 0
 
 
-def test_a_system_without_the_mark_gives_null(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_system_without_the_mark_gives_null(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(host, "CLEAR", tmp_path / "none" / "clear_refs")
     tracker = HostMemory()
     with tracker.phase("load"):
@@ -88,5 +90,9 @@ def test_cuda_peaks_per_phase() -> None:
     assert result is not None
     big, small = result["by_phase"]["big"], result["by_phase"]["small"]
     assert big["allocated_peak_bytes"] - result["baseline_allocated_bytes"] == 64 * MIB
-    assert small["allocated_peak_bytes"] < big["allocated_peak_bytes"] == result["allocated_peak_bytes"]
+    assert (
+        small["allocated_peak_bytes"]
+        < big["allocated_peak_bytes"]
+        == result["allocated_peak_bytes"]
+    )
     assert result["reserved_peak_bytes"] >= result["active_peak_bytes"] >= 64 * MIB

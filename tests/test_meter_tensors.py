@@ -1,4 +1,5 @@
-"""The exact meter against the allocator's own events, on real training steps, and on the ways tensors share bytes."""
+"""The exact meter against the allocator's own events, on real training steps, and on the ways
+tensors share bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from leantune.meter.simulate import fake_copy, fake_mode
+from leantune.meter.fake_cuda import fake_copy, fake_mode
 from leantune.meter.tensors import KINDS, MemoryReading, TensorMeter
 
 MIB = 2**20
@@ -29,27 +30,41 @@ MIB = 2**20
 def bert() -> nn.Module:
     return BertForSequenceClassification(
         BertConfig(
-            vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
-            max_position_embeddings=64, num_labels=2,
+            vocab_size=500,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=128,
+            max_position_embeddings=64,
+            num_labels=2,
         )
-    )  # fmt: skip
+    )
 
 
 def gpt2() -> nn.Module:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=500, n_embd=64, n_layer=2, n_head=2, n_positions=64, use_cache=False))
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=500, n_embd=64, n_layer=2, n_head=2, n_positions=64, use_cache=False)
+    )
 
 
 def llama() -> nn.Module:
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=500, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, use_cache=False,
+            vocab_size=500,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            use_cache=False,
         )
-    )  # fmt: skip
+    )
 
 
 def lora(model: nn.Module) -> nn.Module:
-    targets = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}[model.config.model_type]
+    targets = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}[
+        model.config.model_type
+    ]
     return get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.1))  # type: ignore[arg-type]
 
 
@@ -58,10 +73,16 @@ def batch_for(model: nn.Module, size: int = 3, length: int = 24) -> dict[str, Te
     mask = torch.ones(size, length, dtype=torch.long)
     mask[0, length // 2 :] = 0  # a mask of ones only is dropped on real data and kept on fake data
     one_label_each = model.config.model_type == "bert"
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.ones(size).long() if one_label_each else ids}
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": torch.ones(size).long() if one_label_each else ids,
+    }
 
 
-def train(model: nn.Module, batch: dict[str, Tensor], fused: bool = True, steps: int = 3) -> TensorMeter:
+def train(
+    model: nn.Module, batch: dict[str, Tensor], fused: bool = True, steps: int = 3
+) -> TensorMeter:
     """A training loop by hand, under a meter."""
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -85,7 +106,8 @@ def train(model: nn.Module, batch: dict[str, Tensor], fused: bool = True, steps:
 
 
 def profiled_peak(run: Callable[[], object]) -> int:
-    """The highest sum of the CPU allocator's events while `run` runs, everything it made still alive."""
+    """The highest sum of the CPU allocator's events while `run` runs, everything it made still
+    alive."""
     gc.collect()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
@@ -103,7 +125,9 @@ def profiled_peak(run: Callable[[], object]) -> int:
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "loop"])
 @pytest.mark.parametrize("method", [lambda m: m, lora], ids=["full", "lora"])
 @pytest.mark.parametrize("make", [bert, gpt2, llama])
-def test_peak_is_the_allocators(make: Callable[[], nn.Module], method: Callable, fused: bool) -> None:
+def test_peak_is_the_allocators(
+    make: Callable[[], nn.Module], method: Callable, fused: bool
+) -> None:
     readings: list[MemoryReading] = []
 
     def run() -> object:
@@ -152,9 +176,16 @@ def test_kinds_are_what_they_say_and_add_up() -> None:
     assert sum(reading.by_kind.values()) == reading.peak_bytes == max(reading.by_phase.values())
     assert reading.by_kind["weights"] == weights
     assert reading.by_kind["inputs"] == sum(t.nbytes for t in batch.values())
-    assert 2 * weights <= reading.by_kind["optimizer"] <= 2 * weights + 4 * len(list(model.parameters()))
+    assert (
+        2 * weights
+        <= reading.by_kind["optimizer"]
+        <= 2 * weights + 4 * len(list(model.parameters()))
+    )
     assert reading.by_kind["activations"] > 0
-    assert reading.persistent_bytes == weights + reading.by_kind["buffers"] + reading.by_kind["optimizer"]
+    assert (
+        reading.persistent_bytes
+        == weights + reading.by_kind["buffers"] + reading.by_kind["optimizer"]
+    )
     assert reading.events == len(meter.trace)
 
 
@@ -179,7 +210,13 @@ def test_a_64_mib_tensor_is_64_mib_while_it_lives() -> None:
     with TensorMeter() as meter:
         meter.mark("forward")
         block = torch.empty(64 * MIB, dtype=torch.uint8)
-        views = [block[1:], block.view(8, -1), block.view(torch.float32), block.detach(), block.expand(2, -1)]
+        views = [
+            block[1:],
+            block.view(8, -1),
+            block.view(torch.float32),
+            block.detach(),
+            block.expand(2, -1),
+        ]
         during = meter.result()
         del block, views
         meter.mark("other")
@@ -209,13 +246,19 @@ def test_resizing_in_place_needs_old_and_new_at_once() -> None:
         meter.mark("other")
         tensor.untyped_storage().resize_(2 * MIB)
         meter.mark("other")
-    assert grown.peak_bytes == 4 * MIB == profiled_peak(lambda: torch.empty(MIB, dtype=torch.uint8).resize_(3 * MIB))
+    assert (
+        grown.peak_bytes
+        == 4 * MIB
+        == profiled_peak(lambda: torch.empty(MIB, dtype=torch.uint8).resize_(3 * MIB))
+    )
     assert grown.by_kind["weights"] == 4 * MIB
     assert meter.result().persistent_bytes == 2 * MIB
 
 
 def test_tied_aliased_and_shared_tensors_count_once() -> None:
-    model = nn.ModuleDict({"a": nn.Linear(256, 256, bias=False), "b": nn.Linear(256, 256, bias=False)})
+    model = nn.ModuleDict(
+        {"a": nn.Linear(256, 256, bias=False), "b": nn.Linear(256, 256, bias=False)}
+    )
     model["b"].weight = model["a"].weight
     model.share_memory()
     alias = torch.empty(0)

@@ -12,17 +12,23 @@ from leantune.metrics import compute
 
 
 def test_classification():
-    # class 0: precision 1, recall 1/2, F1 2/3; class 1: 1/2, 1, 2/3; class 2: never right, 0; accuracy 2/4
+    # class 0: precision 1, recall 1/2, F1 2/3; class 1: 1/2, 1, 2/3; class 2: never right, 0;
+    # accuracy 2/4
     scores = compute("classification", [0, 1, 1, 2], [0, 0, 1, 3])
     assert scores["accuracy"] == 0.5
     assert scores["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 0 + 0) / 4)
 
 
 def test_binary_classification():
-    # class 1: 2 hits, 3 predicted, 4 there: F1 4/7; of 7, 4 right; Matthews (2*2 - 1*2) / sqrt(3 * 4 * 3 * 4)
+    # class 1: 2 hits, 3 predicted, 4 there: F1 4/7; of 7, 4 right; Matthews (2*2 - 1*2) / sqrt(3 *
+    # 4 * 3 * 4)
     scores = compute("binary_classification", [1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 1, 1, 0, 0])
     assert scores == pytest.approx({"accuracy": 4 / 7, "binary_f1": 4 / 7, "matthews": 2 / 12})
-    assert compute("binary_classification", [0, 0], [0, 1]) == {"accuracy": 0.5, "binary_f1": 0.0, "matthews": 0.0}
+    assert compute("binary_classification", [0, 0], [0, 1]) == {
+        "accuracy": 0.5,
+        "binary_f1": 0.0,
+        "matthews": 0.0,
+    }
 
 
 def test_regression():
@@ -35,7 +41,10 @@ def test_regression():
 @pytest.mark.filterwarnings("error")  # nor is the user told of a constant array
 @pytest.mark.parametrize("predictions", [[0.5, 0.5, 0.5], [float("nan"), 1.0, 2.0]])
 def test_undefined_correlation_is_none(predictions):
-    assert compute("regression", predictions, [1.0, 2.0, 3.0]) == {"pearson": None, "spearman": None}
+    assert compute("regression", predictions, [1.0, 2.0, 3.0]) == {
+        "pearson": None,
+        "spearman": None,
+    }
 
 
 def test_language_modelling_weighs_tokens_not_examples():
@@ -60,8 +69,12 @@ def test_bad_input(module, predictions, message):
 
 def test_nothing_is_written_at_home_and_no_hub_is_asked(tmp_path):
     code = "from leantune.metrics import compute; print(compute('classification', [1, 0], [1, 1])['accuracy'])"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))
+    }
     environment = {**kept, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "0.5"
     assert list(tmp_path.rglob("*")) == []

@@ -6,23 +6,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leantune import registry
 from leantune.errors import BadInput
-from leantune.models import empty_model, load_model, load_tokenizer
-from leantune.sources import fetch
+from leantune.fetch.source import fetch
+from leantune.models.load import empty_model, load_model, load_tokenizer
+from leantune.spec import plugins
 
 DEBERTA = {
     "name": "deberta-v3-base",
     "source": {"none": True},
     "kinds": ["classification", "regression"],
-    "architecture": {"model_type": "deberta-v2", "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1,
-                     "num_attention_heads": 2, "intermediate_size": 64, "relative_attention": True,
-                     "pos_att_type": ["p2c", "c2p"]},
-}  # fmt: skip
+    "architecture": {
+        "model_type": "deberta-v2",
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+    },
+}
 
 
 def spec(name):
-    return registry.get("models", name).spec
+    return plugins.get("models", name).spec
 
 
 def shapes(model):
@@ -36,8 +43,10 @@ def head(seed):
 def test_body_is_the_file_s_and_head_is_the_seed_s():
     model = load_model(spec("minilm-l6"), "classification", 3, 0)
     stored = load_file(fetch(spec("minilm-l6")["source"]) / "model.safetensors")
-    assert torch.equal(model.bert.encoder.layer[0].attention.self.query.weight,
-                       stored["encoder.layer.0.attention.self.query.weight"].float())  # fmt: skip
+    assert torch.equal(
+        model.bert.encoder.layer[0].attention.self.query.weight,
+        stored["encoder.layer.0.attention.self.query.weight"].float(),
+    )
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.training
     assert torch.equal(head(0), head(0))
@@ -73,7 +82,9 @@ def test_regression_has_one_output_and_squared_loss():
 def test_deberta_finds_its_loss_on_meta_labels():
     model = empty_model(DEBERTA, "classification", 2)
     ids = torch.ones(2, 5, dtype=torch.long, device="meta")
-    out = model(input_ids=ids, attention_mask=ids, labels=torch.ones(2, dtype=torch.long, device="meta"))
+    out = model(
+        input_ids=ids, attention_mask=ids, labels=torch.ones(2, dtype=torch.long, device="meta")
+    )
     assert (out.loss.shape, out.logits.shape) == ((), (2, 2))
 
 
@@ -110,7 +121,9 @@ def test_decoder_classifies_at_the_last_real_token():
     assert (tokenizer.pad_token, tokenizer.padding_side) == (tokenizer.eos_token, "right")
     model = load_model(spec("smollm2-135m"), "classification", 2).eval()
     alone = tokenizer(["A short text"], return_tensors="pt")
-    padded = tokenizer(["A short text", "A text that is a good deal longer"], padding=True, return_tensors="pt")
+    padded = tokenizer(
+        ["A short text", "A text that is a good deal longer"], padding=True, return_tensors="pt"
+    )
     with torch.no_grad():
         assert torch.allclose(model(**padded).logits[0], model(**alone).logits[0], atol=1e-4)
 

@@ -1,4 +1,5 @@
-"""The optimizer baselines: Adafactor from a library, Adafactor as CAME's authors released it, and SM3."""
+"""The optimizer baselines: Adafactor from a library, Adafactor as CAME's authors released it, and
+SM3."""
 
 from __future__ import annotations
 
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForPreTraining
 
-from leantune.registry import load_method, parse_stack
+from leantune.spec.stacks import parse_stack
+from leantune.training.stack import load_method
 
 SHAPES = [(7,), (5, 3), (2, 5, 3)]
 NAMES = ["adafactor", "adafactor_released", "sm3", "came"]
 
 
-def build(name: str, params: list[nn.Parameter], lr: float = 1e-2, **changes: Any) -> torch.optim.Optimizer:
+def build(
+    name: str, params: list[nn.Parameter], lr: float = 1e-2, **changes: Any
+) -> torch.optim.Optimizer:
     """A plugin's optimizer as a cell makes it, at a `lr_scale` of 1 unless changed."""
     (part,) = [p for p in parse_stack(name, "classification") if p.slot == "optimizer"]
     method = load_method(part.plugin.name)({**part.params, "lr_scale": 1.0, **changes})
@@ -25,20 +29,26 @@ def build(name: str, params: list[nn.Parameter], lr: float = 1e-2, **changes: An
 
 def parameters(dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in SHAPES]
+    return [
+        nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype))
+        for s in SHAPES
+    ]
 
 
 def run(params: list[nn.Parameter], optimizer: torch.optim.Optimizer, steps: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         for p in params:
-            p.grad = (torch.randn(p.shape, generator=generator, dtype=torch.float64) + 0.2).to(p.dtype)
+            p.grad = (torch.randn(p.shape, generator=generator, dtype=torch.float64) + 0.2).to(
+                p.dtype
+            )
         optimizer.step()
     return [p.detach().clone() for p in params]
 
 
 def moments(params: list[nn.Parameter], beta2: Any, clip: float, steps: int) -> list[list[Tensor]]:
-    """Adafactor's clipped update u of each step, written out from its paper; `beta2` is a function of the step."""
+    """Adafactor's clipped update u of each step, written out from its paper; `beta2` is a function
+    of the step."""
     generator = torch.Generator().manual_seed(1)
     row, col = (
         [torch.zeros(p.shape[:-1]) for p in params],
@@ -89,7 +99,8 @@ def test_adafactor_released_scales_its_momentum_by_the_rate(decay: float) -> Non
 
 
 def test_adafactor_released_moves_9_7_times_less() -> None:
-    """Noisy gradients of one direction: the fixed one moves by lr a step, the released one by a tenth."""
+    """Noisy gradients of one direction: the fixed one moves by lr a step, the released one by a
+    tenth."""
     distance = {}
     for name in ("adafactor", "adafactor_released"):
         p = nn.Parameter(torch.zeros(40, 30))
@@ -116,11 +127,16 @@ def test_sm3_is_adagrad_on_vectors() -> None:
 def test_sm3_covers_an_element_by_the_smaller_of_row_and_column_maximum() -> None:
     p = nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
     optimizer = build("sm3", [p], lr=1.0, momentum=0.0)
-    first, second = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).double(), torch.full((2, 2), 2.0).double()
+    first, second = (
+        torch.tensor([[3.0, 1.0], [1.0, 1.0]]).double(),
+        torch.full((2, 2), 2.0).double(),
+    )
     for g in (first, second):
         p.grad = g
         optimizer.step()
-    cover = torch.tensor([[9.0, 1.0], [1.0, 1.0]]).double()  # min(row max, column max) of the first squares
+    cover = torch.tensor(
+        [[9.0, 1.0], [1.0, 1.0]]
+    ).double()  # min(row max, column max) of the first squares
     expected = -1.0 - second / (cover + second**2).sqrt()
     torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-12)
 
@@ -133,12 +149,19 @@ def state_bytes(name: str, model: nn.Module, **changes: Any) -> int:
         changes["block"] = 2**40
     optimizer = build(name, params, **changes)
     optimizer.step()
-    return sum(t.nbytes for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor) and t.dim())
+    return sum(
+        t.nbytes
+        for s in optimizer.state.values()
+        for t in s.values()
+        if isinstance(t, Tensor) and t.dim()
+    )
 
 
 def test_states_on_bert_large_pre_training() -> None:
     """Adafactor without momentum is 0.1 to 0.3 % of Adam; with it, as SM3, within 2 MB of CAME."""
-    wide = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)
+    wide = dict(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    )
     with torch.device("meta"):
         model = AutoModelForPreTraining.from_config(AutoConfig.for_model("bert", **wide))
     adam = 8 * sum(p.numel() for p in model.parameters())

@@ -1,4 +1,5 @@
-"""The negative control of CAME: came-pytorch 0.1.2, which scales its 1-D momentum by the rate: `make oracle-test`."""
+"""The negative control of CAME: came-pytorch 0.1.2, which scales its 1-D momentum by the rate:
+`make oracle-test`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ def test_unequal_to_came_pytorch_0_1_2_on_vectors_only(tmp_path: Path) -> None:
     shapes: list[tuple[int, ...]] = [(7,), (5, 3), (2, 5, 3)]
     start = parameters(shapes)
     draw = torch.Generator().manual_seed(1)
-    gradients = [torch.randn(STEPS, *shape, generator=draw, dtype=torch.float64) + 0.3 for shape in shapes]
+    gradients = [
+        torch.randn(STEPS, *shape, generator=draw, dtype=torch.float64) + 0.3 for shape in shapes
+    ]
     tensors = {f"weight{i}": p.detach() for i, p in enumerate(start)}
     tensors |= {f"gradient{i}": g for i, g in enumerate(gradients)}
     found, about = ask("came_0_1_2", tmp_path, tensors, weights=len(shapes), steps=STEPS, lr=LR)

@@ -1,7 +1,9 @@
-"""Vocabulary pruning against the package transformer-smaller-training-vocab 0.4.2: `make oracle-test`.
+"""Vocabulary pruning against the package transformer-smaller-training-vocab 0.4.2: `make
+oracle-test`.
 
-It needs transformers 4. The authors' own code is no package: each row of the specification's table shows what this
-package does there, and that ours does better, or the same where the package does well.
+It needs transformers 4. The authors' own code is no package: each row of the specification's table
+shows what this package does there, and that ours does better, or the same where the package does
+well.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from leantune import models, registry
 from leantune.api import Data
-from leantune.data import load_data
+from leantune.data.load import load_data
 from leantune.errors import BadInput
+from leantune.models.load import load_tokenizer
+from leantune.spec import plugins
 
 pytestmark = pytest.mark.oracle_env
 SPECIAL = {"pad_token": "w00", "unk_token": "w03"}
@@ -43,7 +46,15 @@ def theirs(
     model.save_pretrained(folder / "model")
     names.backend_tokenizer.save(str(folder / "tokenizer.json"))
     special = {name: str(token) for name, token in names.special_tokens_map.items()}
-    return ask("smaller_vocab", folder, what=what, auto=type(model).__name__, special=special, texts=texts, **question)
+    return ask(
+        "smaller_vocab",
+        folder,
+        what=what,
+        auto=type(model).__name__,
+        special=special,
+        texts=texts,
+        **question,
+    )
 
 
 def tokenizer(**special: str) -> PreTrainedTokenizerFast:
@@ -59,7 +70,11 @@ def words(ids: list[int]) -> str:
 
 def texts_of(task: Data) -> list[str]:
     """The toy task as texts, for its word-level tokenizer."""
-    return [words(ids) for split in (task.train, task.validation, task.test) for ids in split["input_ids"]]
+    return [
+        words(ids)
+        for split in (task.train, task.validation, task.test)
+        for ids in split["input_ids"]
+    ]
 
 
 def kept(model: Any) -> Tensor:
@@ -69,16 +84,26 @@ def kept(model: Any) -> Tensor:
 # ------------------------------------------------------------------ the same method
 
 
-def test_real_texts_and_weights_from_counting_to_the_whole_embedding(minilm: Any, tmp_path: Path) -> None:
+def test_real_texts_and_weights_from_counting_to_the_whole_embedding(
+    minilm: Any, tmp_path: Path
+) -> None:
     """Kept set, reduced matrix, training logits under dropout, and the whole matrix afterwards."""
-    names = models.load_tokenizer(registry.get("models", "minilm-l6").spec)
-    task = registry.get("tasks", "sentiment")
+    names = load_tokenizer(plugins.get("models", "minilm-l6").spec)
+    task = plugins.get("tasks", "sentiment")
     found = load_data({**task.spec, "folder": task.folder}, names, 512)
-    texts = [text for split in (found.train, found.validation, found.test) for text in split["text"]]
+    texts = [
+        text for split in (found.train, found.validation, found.test) for text in split["text"]
+    ]
     whole = minilm.get_input_embeddings().weight.detach().clone()
     batches = [found.train.select(range(8 * step, 8 * step + 8)) for step in range(5)]
     answer, _ = theirs(
-        "train", minilm, names, tmp_path, texts, lr=1e-3, batches=[[list(b["text"]), list(b["label"])] for b in batches]
+        "train",
+        minilm,
+        names,
+        tmp_path,
+        texts,
+        lr=1e-3,
+        batches=[[list(b["text"]), list(b["label"])] for b in batches],
     )
 
     pruned, method, ctx = prune(minilm, tmp_path, task=found)
@@ -95,7 +120,9 @@ def test_real_texts_and_weights_from_counting_to_the_whole_embedding(minilm: Any
         assert torch.equal(torch.searchsorted(keep, inputs["input_ids"]), answer[f"ids{step}"])
         torch.manual_seed(step)
         result = pruned(**inputs)
-        torch.testing.assert_close(result.logits.detach(), answer[f"logits{step}"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            result.logits.detach(), answer[f"logits{step}"], rtol=1e-4, atol=1e-4
+        )
         result.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -110,23 +137,33 @@ def test_real_texts_and_weights_from_counting_to_the_whole_embedding(minilm: Any
     torch.testing.assert_close(after, answer["whole"], rtol=1e-3, atol=1e-4)
     inputs = found.collate(list(batches[0]))
     assert torch.equal(inputs["input_ids"], answer["ids_after"])
-    torch.testing.assert_close(exported(**inputs).logits.detach(), answer["logits_after"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        exported(**inputs).logits.detach(), answer["logits_after"], rtol=1e-3, atol=1e-3
+    )
 
 
 def test_named_points_are_the_packages_usage_table(tmp_path: Path) -> None:
     _, about = ask("smaller_vocab", tmp_path, what="usage")
     assert about["version"] == "0.4.2"
-    row = re.compile(r"\[(bert-base-cased|roberta-base|xlm-roberta-base)\][^|]*\| (\w+) \| +([\d.]+)% \|")
-    families = {"bert-base-cased": "bert", "roberta-base": "roberta", "xlm-roberta-base": "xlm-roberta"}
+    row = re.compile(
+        r"\[(bert-base-cased|roberta-base|xlm-roberta-base)\][^|]*\| (\w+) \| +([\d.]+)% \|"
+    )
+    families = {
+        "bert-base-cased": "bert",
+        "roberta-base": "roberta",
+        "xlm-roberta-base": "xlm-roberta",
+    }
     table: dict[str, dict[str, float]] = {}
     for model, task, pruned in row.findall(about["description"]):
         table.setdefault(task, {})[families[model]] = round(1 - float(pruned) / 100, 4)
-    points = registry.get("methods", "vocab_pruning").spec["points"]
+    points = plugins.get("methods", "vocab_pruning").spec["points"]
     assert len(points) == 8
     for name, point in points.items():
         shares = dict(table[name])
         if name == "mrpc":
-            assert shares.pop("xlm-roberta") == table["stsb"]["xlm-roberta"]  # doubtful: the number of another row
+            assert (
+                shares.pop("xlm-roberta") == table["stsb"]["xlm-roberta"]
+            )  # doubtful: the number of another row
         assert point["used_share"] == shares
 
 
@@ -134,7 +171,8 @@ def test_named_points_are_the_packages_usage_table(tmp_path: Path) -> None:
 
 
 def test_row_pad_above_an_unused_id(tmp_path: Path) -> None:
-    """GPT-2 classifies at the last token before padding; the package leaves the pad id of the config as it was."""
+    """GPT-2 classifies at the last token before padding; the package leaves the pad id of the
+    config as it was."""
     model, names = make("gpt2").eval(), tokenizer(pad_token="w91", unk_token="w03")
     task = data(tokenizer=names)
     inputs = batch(model, 0, labels=False)
@@ -143,14 +181,17 @@ def test_row_pad_above_an_unused_id(tmp_path: Path) -> None:
     assert facts["error"] is None
     assert facts["pad"] == 91 > facts["rows"]
     torch.testing.assert_close(answer["before"], model(**inputs).logits, rtol=1e-4, atol=1e-5)
-    assert (answer["after"] - answer["before"]).abs().max() > 1e-3  # another token's scores, and no error
+    assert (
+        answer["after"] - answer["before"]
+    ).abs().max() > 1e-3  # another token's scores, and no error
 
     pruned, *_ = prune(model, tmp_path, task=task)
     torch.testing.assert_close(pruned(**inputs).logits, answer["before"], rtol=1e-4, atol=1e-5)
 
 
 def test_row_ragged_batches(tmp_path: Path) -> None:
-    """The package takes them as well, since it counts texts: both give the logits of the whole model."""
+    """The package takes them as well, since it counts texts: both give the logits of the whole
+    model."""
     model, names = make("bert").eval(), tokenizer(**SPECIAL)
     task = data(tokenizer=names)
     for ids in (rows(0)[:4], rows(1)[:2]):
@@ -167,8 +208,9 @@ def test_row_ragged_batches(tmp_path: Path) -> None:
 
 
 def test_row_unseen_token_in_wordpiece(minilm: Any, tmp_path: Path) -> None:
-    """With a reduced vocabulary the word is cut into other pieces, and nothing says so; ours names the token."""
-    names = models.load_tokenizer(registry.get("models", "minilm-l6").spec)
+    """With a reduced vocabulary the word is cut into other pieces, and nothing says so; ours names
+    the token."""
+    names = load_tokenizer(plugins.get("models", "minilm-l6").spec)
     texts = ["a good film with a good story", "not good at all"]
     _, facts = theirs("unseen", minilm, names, tmp_path, texts, unseen="a good symphony")
     assert facts["before"] == ["a", "good", "symphony"]
@@ -193,7 +235,9 @@ def test_row_unseen_token_in_bpe(tmp_path: Path) -> None:
     assert max(facts["ids"]) >= facts["rows"]
 
     split = Dataset.from_dict({"input_ids": names(texts)["input_ids"]})
-    pruned, *_ = prune(model, tmp_path, task=Data("classification", split, split, split, tokenizer=names))
+    pruned, *_ = prune(
+        model, tmp_path, task=Data("classification", split, split, split, tokenizer=names)
+    )
     with pytest.raises(BadInput, match="does not occur in the data that vocab_pruning counted"):
         pruned(input_ids=torch.tensor([names("widest new")["input_ids"]]))
 
@@ -243,18 +287,25 @@ def test_row_encoder_decoder(tmp_path: Path) -> None:
     """Targets are not counted by the package: theirs become the unknown token."""
     model, names = make("t5", AutoModelForSeq2SeqLM), tokenizer(**SPECIAL)
     sources, aim = [[5, 6, 7], [8, 9]], [[41, 42], [43, 44]]
-    answer, _ = theirs("targets", model, names, tmp_path, [words(s) for s in sources], targets=words(aim[0]))
+    answer, _ = theirs(
+        "targets", model, names, tmp_path, [words(s) for s in sources], targets=words(aim[0])
+    )
     assert not set(answer["kept"].tolist()) & {41, 42}
 
     split = Dataset.from_dict({"input_ids": sources, "labels": aim})
-    pruned, *_ = prune(model, tmp_path, "causal_lm", Data("causal_lm", split, split, split, tokenizer=names))
+    pruned, *_ = prune(
+        model, tmp_path, "causal_lm", Data("causal_lm", split, split, split, tokenizer=names)
+    )
     assert {5, 9, 41, 44} <= set(kept(pruned).tolist())
-    assert torch.isfinite(pruned(input_ids=torch.tensor([sources[0]]), labels=torch.tensor([aim[0]])).loss)
+    assert torch.isfinite(
+        pruned(input_ids=torch.tensor([sources[0]]), labels=torch.tensor([aim[0]])).loss
+    )
 
 
 @pytest.mark.parametrize("told", [False, True])
 def test_row_optimizer_built_before_pruning(told: bool, tmp_path: Path) -> None:
-    """Not told of the optimizer the package never trains the embedding; told, it drops another parameter instead."""
+    """Not told of the optimizer the package never trains the embedding; told, it drops another
+    parameter instead."""
     model, names = make("bert"), tokenizer(**SPECIAL)
     task = data(tokenizer=names)
     _, facts = theirs("stale_optimizer", model, names, tmp_path, texts_of(task), told=told)
@@ -272,7 +323,8 @@ def test_row_optimizer_built_before_pruning(told: bool, tmp_path: Path) -> None:
 
 
 def test_row_attributes_after_restoring(tmp_path: Path) -> None:
-    """num_embeddings is right in the package too, which makes a new module; the padding id is lost for good."""
+    """num_embeddings is right in the package too, which makes a new module; the padding id is lost
+    for good."""
     model, names = make("bert"), tokenizer(**SPECIAL)
     task = data(tokenizer=names)
     _, facts = theirs("attributes", model, names, tmp_path, texts_of(task))
@@ -288,19 +340,35 @@ def test_row_attributes_after_restoring(tmp_path: Path) -> None:
 
 
 def test_row_ids_in_the_config(tmp_path: Path) -> None:
-    """BART's classifier pools at the last eos: the package leaves that id as it was, and the model fails."""
+    """BART's classifier pools at the last eos: the package leaves that id as it was, and the model
+    fails."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "bart", vocab_size=FULL, d_model=HIDDEN, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
-        decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=64,
-        eos_token_id=94, pad_token_id=93, bos_token_id=92, decoder_start_token_id=94,
-    )  # fmt: skip
+        "bart",
+        vocab_size=FULL,
+        d_model=HIDDEN,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        max_position_embeddings=64,
+        eos_token_id=94,
+        pad_token_id=93,
+        bos_token_id=92,
+        decoder_start_token_id=94,
+    )
     model = AutoModelForSequenceClassification.from_config(config).eval()
     names = tokenizer(bos_token="w92", pad_token="w93", eos_token="w94", unk_token="w03")
     task, ids = data(tokenizer=names), [[5, 6, 94], [7, 8, 94]]
-    answer, facts = theirs("padded_logits", model, names, tmp_path, texts_of(task), batch=[words(i) for i in ids])
+    answer, facts = theirs(
+        "padded_logits", model, names, tmp_path, texts_of(task), batch=[words(i) for i in ids]
+    )
     assert facts["eos"] == 94 > facts["rows"]
     assert facts["error"] is not None
 
     pruned, *_ = prune(model, tmp_path, task=task)
-    torch.testing.assert_close(pruned(input_ids=torch.tensor(ids)).logits, answer["before"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        pruned(input_ids=torch.tensor(ids)).logits, answer["before"], rtol=1e-4, atol=1e-5
+    )

@@ -10,9 +10,11 @@ import torch
 from small import batch_of, method, run, small_context, small_data, small_model, stack, trainable
 from test_baselines import on_meta
 
-from leantune import predict, registry
 from leantune.api import BadInput, Unsupported, is_head
-from leantune.models import enable_checkpointing
+from leantune.models.load import enable_checkpointing
+from leantune.prediction import one as predict
+from leantune.spec import plugins
+from leantune.spec.stacks import merged_spec, parse_stack
 
 NAMES = ["peft", "dora", "rslora", "pissa", "olora", "vera", "ia3", "velora", "lora_fa", "adalora"]
 FAMILIES = ("bert", "llama", "gpt2")
@@ -20,14 +22,19 @@ PAIRS = [
     (name, family)
     for name in NAMES
     for family in FAMILIES
-    if family in registry.merged_spec(registry.get("methods", name)).get("supports", {}).get("families", FAMILIES)
+    if family
+    in merged_spec(plugins.get("methods", name)).get("supports", {}).get("families", FAMILIES)
 ]
 DECOMPOSED = ("pissa", "olora")  # the base weights change when the factors are taken out of them
 
 
 def steps(tmp_path: Path, name: str, family: str = "bert", checkpointing: bool = False) -> tuple:
     kind = "classification" if family == "bert" else "causal_lm"
-    data, ctx, model = small_data(tmp_path, kind), small_context(tmp_path, family, kind), small_model(family, kind)
+    data, ctx, model = (
+        small_data(tmp_path, kind),
+        small_context(tmp_path, family, kind),
+        small_model(family, kind),
+    )
     if checkpointing:
         enable_checkpointing(model)
     used = stack(name, kind)
@@ -36,13 +43,15 @@ def steps(tmp_path: Path, name: str, family: str = "bert", checkpointing: bool =
 
 
 def test_olora_alone_leaves_a_family_out() -> None:
-    assert {(name, family) for name in NAMES for family in FAMILIES if (name, family) not in PAIRS} == {
-        ("olora", "gpt2")
-    }
+    assert {
+        (name, family) for name in NAMES for family in FAMILIES if (name, family) not in PAIRS
+    } == {("olora", "gpt2")}
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
-def test_the_export_is_a_plain_model_that_computes_the_same(tmp_path: Path, name: str, family: str) -> None:
+def test_the_export_is_a_plain_model_that_computes_the_same(
+    tmp_path: Path, name: str, family: str
+) -> None:
     data, ctx, model, used = steps(tmp_path, name, family)
     plain = small_model(family, data.kind)
     trained = model.eval()(**batch_of(data)).logits
@@ -63,7 +72,8 @@ def test_it_starts_as_the_base_model_the_same_each_time(tmp_path: Path, name: st
         method(name).attach(model, data, small_context(tmp_path))
     assert torch.allclose(first.eval()(**batch_of(data)).logits, before, atol=1e-6)
     assert all(
-        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
 
 
@@ -79,7 +89,9 @@ def test_only_its_own_parameters_and_the_head_move(tmp_path: Path, name: str) ->
     moved = {n for n, p in trained.named_parameters() if not torch.equal(p, start[n])}
     assert moved == learns
     assert all(
-        any(part in n for part in ("lora_", "vera_lambda", "ia3_l")) or is_head(model.get_parameter(n)) for n in learns
+        any(part in n for part in ("lora_", "vera_lambda", "ia3_l"))
+        or is_head(model.get_parameter(n))
+        for n in learns
     )
     assert {"classifier.weight", "bert.pooler.dense.weight"} <= learns
 
@@ -87,12 +99,18 @@ def test_only_its_own_parameters_and_the_head_move(tmp_path: Path, name: str) ->
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpointing_changes_memory_and_not_the_steps(tmp_path: Path, name: str) -> None:
     plain, saving = (steps(tmp_path, name, checkpointing=c)[2] for c in (False, True))
-    assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(plain.parameters(), saving.parameters(), strict=True))
+    assert all(
+        torch.allclose(p, q, atol=1e-6)
+        for p, q in zip(plain.parameters(), saving.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["dora", "pissa", "vera", "ia3", "velora", "lora_fa", "adalora"])
 def test_an_easy_task_is_learned(tmp_path: Path, name: str) -> None:
-    data, ctx = small_data(tmp_path, "causal_lm"), small_context(tmp_path, "llama", "causal_lm", steps=60)
+    data, ctx = (
+        small_data(tmp_path, "causal_lm"),
+        small_context(tmp_path, "llama", "causal_lm", steps=60),
+    )
     model = small_model("llama", "causal_lm")
     one = batch_of(data)
     before = model.eval()(**one).loss.item()
@@ -103,37 +121,57 @@ def test_an_easy_task_is_learned(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("model", "stack_name", "count"),
     [
-        ("roberta-base", "vera", 43_008), ("roberta-large", "vera@r256", 61_440), ("bert-base", "dora", 313_344),
-        ("bert-base", "peft", 294_912), ("roberta-base", "ia3", 55_296), ("bert-base", "lora_fa", 147_456),
-        ("bert-base", "pissa", 294_912), ("bert-base", "adalora", 442_656), ("deberta-v3-base", "adalora@all", 1_991_520),
+        ("roberta-base", "vera", 43_008),
+        ("roberta-large", "vera@r256", 61_440),
+        ("bert-base", "dora", 313_344),
+        ("bert-base", "peft", 294_912),
+        ("roberta-base", "ia3", 55_296),
+        ("bert-base", "lora_fa", 147_456),
+        ("bert-base", "pissa", 294_912),
+        ("bert-base", "adalora", 442_656),
+        ("deberta-v3-base", "adalora@all", 1_991_520),
     ],
-)  # fmt: skip
+)
 def test_counts(tmp_path: Path, model: str, stack_name: str, count: int) -> None:
     built = on_meta(model)
-    family = registry.get("models", model).spec["family"]
+    family = plugins.get("models", model).spec["family"]
     with torch.device("meta"):
         method(stack_name).attach(built, None, small_context(tmp_path, family, probe=True))
     assert trainable(built) == count
-    assert all(t.is_meta for t in built.state_dict().values())  # so that it is predicted at any size
+    assert all(
+        t.is_meta for t in built.state_dict().values()
+    )  # so that it is predicted at any size
 
 
 def test_the_default_tuner_is_lora(tmp_path: Path) -> None:
     assert all(
         torch.equal(p, q)
-        for p, q in zip(steps(tmp_path, "peft")[2].parameters(), steps(tmp_path, "lora")[2].parameters(), strict=True)
+        for p, q in zip(
+            steps(tmp_path, "peft")[2].parameters(),
+            steps(tmp_path, "lora")[2].parameters(),
+            strict=True,
+        )
     )
 
 
 def test_settings_reach_the_tuner(tmp_path: Path) -> None:
-    parts = registry.parse_stack("dora", "classification", {"dora.rank": 4})
+    parts = parse_stack("dora", "classification", {"dora.rank": 4})
     assert parts[0].params["config"] == {"use_dora": True}
     model = small_model()
     method("dora", rank=4).attach(model, None, small_context(tmp_path))
     layer = model.bert.encoder.layer[0].attention.self.query
-    assert (layer.r["default"], layer.use_dora["default"], layer.scaling["default"]) == (4, True, 4.0)
+    assert (layer.r["default"], layer.use_dora["default"], layer.scaling["default"]) == (
+        4,
+        True,
+        4.0,
+    )
     model = small_model()
     method("ia3").attach(model, None, small_context(tmp_path))
-    found = {n.rpartition(".ia3_l")[0] for n, p in model.named_parameters() if ".ia3_l" in n and ".layer.0." in n}
+    found = {
+        n.rpartition(".ia3_l")[0]
+        for n, p in model.named_parameters()
+        if ".ia3_l" in n and ".layer.0." in n
+    }
     assert {n.partition(".layer.0.")[2] for n in found} == {
         "attention.self.key",
         "attention.self.value",
@@ -164,7 +202,10 @@ def test_a_tuner_that_does_not_know_a_layer_is_unsupported(tmp_path: Path) -> No
 
 def test_activations_that_are_not_kept() -> None:
     """LoRA-FA keeps r numbers a token in place of A's input, VeLoRA one for each group of features."""
-    kept = {n: predict.predict_names("bert-base", n, batch=8, length=128) for n in ("lora", "lora_fa", "velora")}
+    kept = {
+        n: predict.predict_names("bert-base", n, batch=8, length=128)
+        for n in ("lora", "lora_fa", "velora")
+    }
     activations = {n: r["by_kind"]["activations"] for n, r in kept.items()}
     assert activations["lora_fa"] < activations["lora"]
     assert activations["velora"] < activations["lora"]

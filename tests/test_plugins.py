@@ -1,4 +1,5 @@
-"""Out of tree, as a stranger has it: LeanTune and the sample plugin installed from their wheels, no checkout near."""
+"""Out of tree, as a stranger has it: LeanTune and the sample plugin installed from their wheels, no
+checkout near."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from leantune import registry
+from leantune.spec import plugins
 
-ROOT = registry.roots()[0]
+ROOT = plugins.roots()[0]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
@@ -26,20 +27,34 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alone = ["--no-deps", "--no-build-isolation"]
     subprocess.run([*PIP, "wheel", *alone, str(ROOT), "-w", str(folder / "wheels")], check=True)
     (wheel,) = (folder / "wheels").glob("leantune-*.whl")
-    subprocess.run([*PIP, "install", *alone, "--target", str(folder / "library"), str(wheel)], check=True)
-    subprocess.run([*PIP, "install", *alone, "--target", str(folder / "library"), str(folder / "sample")], check=True)
+    subprocess.run(
+        [*PIP, "install", *alone, "--target", str(folder / "library"), str(wheel)], check=True
+    )
+    subprocess.run(
+        [*PIP, "install", *alone, "--target", str(folder / "library"), str(folder / "sample")],
+        check=True,
+    )
     return folder / "library"
 
 
-def python(library: Path, folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(
+    library: Path, folder: Path, *words: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     settings = {k: v for k, v in os.environ.items() if k != "LEANTUNE_PLUGINS"}
     settings |= {"PYTHONPATH": str(library), **environment}
     return subprocess.run(
-        [sys.executable, *words], cwd=folder, env=settings, capture_output=True, text=True, check=False
+        [sys.executable, *words],
+        cwd=folder,
+        env=settings,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
-def leantune(library: Path, folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def leantune(
+    library: Path, folder: Path, *words: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return python(library, folder, "-m", "leantune", *words, **environment)
 
 
@@ -75,18 +90,34 @@ def test_its_cell_runs_outside_a_checkout(library: Path, tmp_path: Path) -> None
     ]
     sets = [word for setting in words for word in ("--set", setting)]
     done = leantune(
-        library, tmp_path, "run", "--model", "minilm-l6", "--task", "sentiment", "--method", "vocab_pruning+scale_tuning",
-        "--device", "cpu", "--out", "row.json", *sets,
-    )  # fmt: skip
+        library,
+        tmp_path,
+        "run",
+        "--model",
+        "minilm-l6",
+        "--task",
+        "sentiment",
+        "--method",
+        "vocab_pruning+scale_tuning",
+        "--device",
+        "cpu",
+        "--out",
+        "row.json",
+        *sets,
+    )
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "row.json").read_text())
     assert row["status"] == "ok"
-    assert row["parameters"]["trainable"] == 6 * (4 * 384 + 1536 + 384)  # outputs of the linear maps
+    assert row["parameters"]["trainable"] == 6 * (
+        4 * 384 + 1536 + 384
+    )  # outputs of the linear maps
     assert row["memory"]["predicted"]["peak_bytes"] == row["memory"]["peak_bytes"]
 
 
 def test_the_sample_plugins_own_tests_pass(library: Path) -> None:
-    done = python(library, library.parent / "sample", "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    done = python(
+        library, library.parent / "sample", "-m", "pytest", "-q", "-p", "no:cacheprovider"
+    )
     assert done.returncode == 0, done.stdout
     assert "9 passed" in done.stdout
 

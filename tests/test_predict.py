@@ -16,14 +16,18 @@ from hypothesis import strategies as st
 from small import small_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from leantune import cards, cli, predict, record, registry, tables
-from leantune import probe as probe_module
 from leantune.api import Context
+from leantune.cli import parser
 from leantune.errors import BadInput, Unsupported
+from leantune.files import record
 from leantune.meter.tensors import KINDS
-from leantune.probe import Probe
-from leantune.stack import Stack
-from leantune.train import Schedule
+from leantune.prediction import cards, metered_step, one
+from leantune.prediction.metered_step import Probe
+from leantune.results.load import is_stale
+from leantune.spec import plugins
+from leantune.spec.stacks import parse_stack
+from leantune.training.loop import Schedule
+from leantune.training.stack import Stack
 
 GIB = 2**30
 MIB = 2**20
@@ -32,11 +36,19 @@ MIB = 2**20
 def probe_for(
     method: str, shape: tuple[int, int] = (4, 16), kind: str = "classification", dtype: str = "fp32"
 ) -> Probe:
-    stack = Stack(registry.parse_stack(method, kind))
+    stack = Stack(parse_stack(method, kind))
     ctx = Context(
-        kind=kind, family="bert", steps=8, head_lr=1e-3, seed=0, device="cpu", batch=shape[0], length=shape[1],
-        cache=Path("."), probe=True,
-    )  # fmt: skip
+        kind=kind,
+        family="bert",
+        steps=8,
+        head_lr=1e-3,
+        seed=0,
+        device="cpu",
+        batch=shape[0],
+        length=shape[1],
+        cache=Path("."),
+        probe=True,
+    )
     return Probe(stack, Schedule(steps=8), ctx, shape)
 
 
@@ -63,7 +75,10 @@ def test_a_probe_leaves_weights_states_methods_and_generators_alone(method: str)
     assert torch.equal(torch.get_rng_state(), generators[0])
     assert random.getstate() == generators[1]
     assert model.training == training
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before[0].values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), before[0].values(), strict=True)
+    )
     assert all(p.grad is not None and bool((p.grad == 1).all()) for p in trained)
     states = zip(optimizer.state_dict()["state"].values(), before[1]["state"].values(), strict=True)
     for now, then in states:
@@ -73,7 +88,9 @@ def test_a_probe_leaves_weights_states_methods_and_generators_alone(method: str)
 
 def test_a_probe_reads_the_same_twice_and_from_the_meta_device() -> None:
     model = attached(probe_for("lora"))
-    assert probe_for("lora")(model) == probe_for("lora")(model) == probe_for("lora")(model.to("meta"))
+    assert (
+        probe_for("lora")(model) == probe_for("lora")(model) == probe_for("lora")(model.to("meta"))
+    )
 
 
 def test_a_structure_is_measured_once_and_another_again() -> None:
@@ -89,25 +106,36 @@ def test_a_structure_is_measured_once_and_another_again() -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "came", "adafactor", "sm3"])
-def test_the_steady_step_says_what_many_steps_say(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_steady_step_says_what_many_steps_say(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     early = probe_for(method)(attached(probe_for(method)))
-    monkeypatch.setattr(probe_module, "STEPS", 6)
-    monkeypatch.setattr(probe_module.MeterWatch, "step", _count_only)
+    monkeypatch.setattr(metered_step, "STEPS", 6)
+    monkeypatch.setattr(metered_step.MeterWatch, "step", _count_only)
     long = probe_for(method)(attached(probe_for(method)))
     assert long["events"] > 2 * early["events"]  # six steps against two
-    for number in ("peak_bytes", "by_kind", "by_phase", "reserved_bytes", "allocated_bytes", "flops_per_step"):
+    for number in (
+        "peak_bytes",
+        "by_kind",
+        "by_phase",
+        "reserved_bytes",
+        "allocated_bytes",
+        "flops_per_step",
+    ):
         assert early[number] == long[number], number
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "svfit+came", "safe"])
 def test_the_quick_cache_changes_no_event(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = probe_for(method)(attached(probe_for(method)))
-    monkeypatch.setattr(probe_module, "fake_mode", lambda: FakeTensorMode(allow_non_fake_inputs=True))
+    monkeypatch.setattr(
+        metered_step, "fake_mode", lambda: FakeTensorMode(allow_non_fake_inputs=True)
+    )
     monkeypatch.setattr(FakeTensorMode, "cache", {})
     assert probe_for(method)(attached(probe_for(method))) == quick
 
 
-def _count_only(self: probe_module.MeterWatch, step: int, seconds: float, loss: float) -> None:
+def _count_only(self: metered_step.MeterWatch, step: int, seconds: float, loss: float) -> None:
     self.steps = step
 
 
@@ -117,12 +145,17 @@ def test_an_optimizer_that_grows_later_is_followed_to_the_third_step() -> None:
             super().step(closure)
             for p in self.param_groups[0]["params"]:
                 count = self.state[p].get("count", 0) + 1
-                self.state[p] = {"count": count, **({"late": torch.zeros_like(p)} if count > 1 else {})}
+                self.state[p] = {
+                    "count": count,
+                    **({"late": torch.zeros_like(p)} if count > 1 else {}),
+                }
 
     probe = probe_for("full")
     probe.stack.methods["adaptation"].optimizer = lambda groups, ctx: Late(groups)  # type: ignore[method-assign]
     model = attached(probe)
-    trained = sum(p.nbytes for g in probe.stack.parameter_groups(model, probe.ctx)[:1] for p in g["params"])
+    trained = sum(
+        p.nbytes for g in probe.stack.parameter_groups(model, probe.ctx)[:1] for p in g["params"]
+    )
     assert probe(model)["by_kind"]["optimizer"] == trained
 
 
@@ -133,7 +166,9 @@ def test_a_probe_counts_states_and_operations_of_one_step() -> None:
     reading = probe(model)
     assert reading["optimizer_state_bytes"] == 2 * 4 * sum(p.numel() for p in model.parameters())
     tokens = math.prod(shape)
-    per_layer = 2 * tokens * (4 * width * width + 2 * width * 32) + 2 * 2 * tokens * shape[1] * width
+    per_layer = (
+        2 * tokens * (4 * width * width + 2 * width * 32) + 2 * 2 * tokens * shape[1] * width
+    )
     forward = layers * per_layer + 2 * shape[0] * (width * width + width * 2)
     assert (
         forward * 2.9 < reading["flops_per_step"] < forward * 3.5
@@ -171,45 +206,94 @@ class NeedsValues(torch.nn.Module):
 
 
 def test_a_model_that_needs_values_is_unsupported_by_name() -> None:
-    with pytest.raises(Unsupported, match=r"'lora' does not run on tensors without values: .*nonzero"):
+    with pytest.raises(
+        Unsupported, match=r"'lora' does not run on tensors without values: .*nonzero"
+    ):
         probe_for("lora").forward_only(NeedsValues())
 
 
 def test_names_to_a_prediction() -> None:
-    result = predict.predict_names("minilm-l6", "lora", batch=2, length=16)
+    result = one.predict_names("minilm-l6", "lora", batch=2, length=16)
     assert list(result)[:12] == [
-        "model", "method", "point", "batch", "seq", "dtype", "path", "peak_bytes", "peak_phase", "by_kind",
-        "parameters", "optimizer_state_bytes",
-    ]  # fmt: skip
+        "model",
+        "method",
+        "point",
+        "batch",
+        "seq",
+        "dtype",
+        "path",
+        "peak_bytes",
+        "peak_phase",
+        "by_kind",
+        "parameters",
+        "optimizer_state_bytes",
+    ]
     assert set(result["by_kind"]) == set(KINDS)
     assert (
-        sum(result["by_kind"].values()) == result["peak_bytes"] <= result["allocated_bytes"] <= result["reserved_bytes"]
+        sum(result["by_kind"].values())
+        == result["peak_bytes"]
+        <= result["allocated_bytes"]
+        <= result["reserved_bytes"]
     )
-    assert result["parameters"]["trainable"] == 6 * 2 * 8 * (384 + 384)  # 6 layers, query and value, r 8
+    assert result["parameters"]["trainable"] == 6 * 2 * 8 * (
+        384 + 384
+    )  # 6 layers, query and value, r 8
     assert result["parameters"]["head"] == 384 * 384 + 384 + 2 * 384 + 2  # pooler and classifier
     assert result["fits"]["8GB"]
     assert json.dumps(result)
-    half = predict.predict_names("minilm-l6", "lora", batch=2, length=16, dtype="bf16")
+    half = one.predict_names("minilm-l6", "lora", batch=2, length=16, dtype="bf16")
     assert half["optimizer_state_bytes"] * 2 == result["optimizer_state_bytes"]
-    assert "LoRA" not in predict.describe(result)
-    assert f"{result['peak_bytes'] / MIB:.1f} MiB" in predict.describe(result)
+    assert "LoRA" not in one.describe(result)
+    assert f"{result['peak_bytes'] / MIB:.1f} MiB" in one.describe(result)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model", "nope", "--method", "lora", "--batch", "1", "--seq", "8"], "unknown model 'nope'"),
-        (["--model", "minilm-l6", "--method", "nope", "--batch", "1", "--seq", "8"], "unknown method 'nope'"),
+        (
+            ["--model", "nope", "--method", "lora", "--batch", "1", "--seq", "8"],
+            "unknown model 'nope'",
+        ),
+        (
+            ["--model", "minilm-l6", "--method", "nope", "--batch", "1", "--seq", "8"],
+            "unknown method 'nope'",
+        ),
         (["--model", "minilm-l6", "--method", "lora", "--batch", "0", "--seq", "8"], "batch 0"),
         (["--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "0"], "length 0"),
-        (["--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "513"], "512 positions"),
-        (["--model", "bert-base", "--method", "lora", "--batch", "1", "--seq", "513"], "512 positions"),
-        (["--model", "gpt2", "--method", "full", "--batch", "1", "--seq", "1025"], "1024 positions"),
-        (["--model", "roberta-base", "--method", "full", "--batch", "1", "--seq", "513"], "512 positions"),
-        (["--model", "minilm-l6", "--method", "lora", "--batch", "1"], "--seq"),
-        (["--model", "minilm-l6", "--method", "tfidf", "--batch", "1", "--seq", "8"], "nothing to predict"),
         (
-            ["--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "8", "--head", "causal-lm"],
+            ["--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "513"],
+            "512 positions",
+        ),
+        (
+            ["--model", "bert-base", "--method", "lora", "--batch", "1", "--seq", "513"],
+            "512 positions",
+        ),
+        (
+            ["--model", "gpt2", "--method", "full", "--batch", "1", "--seq", "1025"],
+            "1024 positions",
+        ),
+        (
+            ["--model", "roberta-base", "--method", "full", "--batch", "1", "--seq", "513"],
+            "512 positions",
+        ),
+        (["--model", "minilm-l6", "--method", "lora", "--batch", "1"], "--seq"),
+        (
+            ["--model", "minilm-l6", "--method", "tfidf", "--batch", "1", "--seq", "8"],
+            "nothing to predict",
+        ),
+        (
+            [
+                "--model",
+                "minilm-l6",
+                "--method",
+                "lora",
+                "--batch",
+                "1",
+                "--seq",
+                "8",
+                "--head",
+                "causal-lm",
+            ],
             "causal-lm",
         ),
     ],
@@ -217,7 +301,7 @@ def test_names_to_a_prediction() -> None:
 def test_bad_input_is_one_sentence_and_exit_2(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["predict", *words]) == 2
+    assert parser.main(["predict", *words]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -238,28 +322,31 @@ def one_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_the_largest_batch_stays_within_the_budget_and_the_next_does_not(one_layer: str) -> None:
     def reserved(batch: int) -> int:
-        return int(predict.predict_names(one_layer, "full", batch=batch, length=32)["reserved_bytes"])
+        return int(one.predict_names(one_layer, "full", batch=batch, length=32)["reserved_bytes"])
 
     budget = 24 * MIB
-    found = predict.largest_shapes(budget, one_layer, "full", length=32)
+    found = one.largest_shapes(budget, one_layer, "full", length=32)
     assert found.keys() == {"budget_bytes", "largest_batch"}
     assert reserved(found["largest_batch"]) <= budget < reserved(found["largest_batch"] + 1)
 
 
 def test_the_longest_sequence_ends_at_the_models_positions(one_layer: str) -> None:
-    found = predict.largest_shapes(8 * GIB, one_layer, "full", batch=1)
+    found = one.largest_shapes(8 * GIB, one_layer, "full", batch=1)
     assert found == {"budget_bytes": 8 * GIB, "longest_seq": 64}
 
 
 def test_a_budget_below_the_smallest_shape_is_refused() -> None:
     with pytest.raises(BadInput, match=r"with length 1 and batch 2 reserves .* too small"):
-        predict.largest_shapes(10 * MIB, "minilm-l6", "head", batch=2)
+        one.largest_shapes(10 * MIB, "minilm-l6", "head", batch=2)
 
 
 @given(
-    st.integers(1, 10**9), st.integers(1, 10**7), st.integers(0, 3), st.integers(10**6, 10**11),
+    st.integers(1, 10**9),
+    st.integers(1, 10**7),
+    st.integers(0, 3),
+    st.integers(10**6, 10**11),
     st.one_of(st.none(), st.integers(1, 5000)),
-)  # fmt: skip
+)
 def test_largest_finds_the_edge_in_few_steps(
     fixed: int, each: int, square: int, budget: int, limit: int | None
 ) -> None:
@@ -269,7 +356,7 @@ def test_largest_finds_the_edge_in_few_steps(
         calls.append(n)
         return fixed + each * n + square * n * n
 
-    found = predict.largest(size, budget, limit)
+    found = one.largest(size, budget, limit)
     assert len(calls) == len(set(calls)) <= 45
     if found is None:
         assert size(1) > budget
@@ -285,13 +372,13 @@ def test_largest_takes_few_predictions_on_segments_of_20_mib() -> None:
         calls.append(n)
         return 400 * MIB + -(-7 * n // 20) * 20 * MIB
 
-    assert predict.largest(size, 8 * GIB) == 1111
+    assert one.largest(size, 8 * GIB) == 1111
     assert len(calls) <= 12
 
 
 def test_largest_looks_past_a_dip() -> None:
     sizes = {1: 10, 2: 20, 3: 31, 4: 29, 5: 35}
-    assert predict.largest(lambda n: sizes.get(n, 10 * n), 30) == 4
+    assert one.largest(lambda n: sizes.get(n, 10 * n), 30) == 4
 
 
 @pytest.mark.parametrize(
@@ -323,8 +410,8 @@ def test_a_card_fits_what_leaves_room_for_the_context() -> None:
 
 
 def test_the_published_peak_of_a_task_is_predicted_again() -> None:
-    files = (registry.roots()[0] / "results" / "records").glob("*/minilm-l6/sentiment/full/0.json")
-    published = [r for r in map(record.read_record, files) if not tables.is_stale(r)]
-    predicted = predict.predict_names("minilm-l6", "full", task="sentiment")
+    files = (plugins.roots()[0] / "results" / "records").glob("*/minilm-l6/sentiment/full/0.json")
+    published = [r for r in map(record.read_record, files) if not is_stale(r)]
+    predicted = one.predict_names("minilm-l6", "full", task="sentiment")
     assert predicted["dtype"] == "bf16-autocast"
     assert {r["memory"]["peak_bytes"] for r in published} == {predicted["peak_bytes"]}

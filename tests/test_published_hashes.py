@@ -8,10 +8,12 @@ import json
 
 import pytest
 
-from leantune import published_hashes, record, registry, tables
 from leantune.errors import BadInput
+from leantune.files.record import read_records
+from leantune.results.load import is_stale
+from leantune.spec import plugins, published_hashes
 
-ROOT = registry.checkout()
+ROOT = plugins.checkout()
 HOW_TO = "an issue that changes it later says which and why, "  # what to do about it
 HOW_TO += "and `leantune publish` rewrites the list"
 
@@ -53,7 +55,7 @@ def test_every_kind_of_stack_is_in_the_list():
     assert "adafactor@no_momentum|span" in found["methods"]  # config/paper.yaml
     assert "tfidf|causal_lm" not in found["methods"]  # which it does not support
     for kind in ("tasks", "models"):
-        assert {*found[kind]} == {*registry.discover(kind)}
+        assert {*found[kind]} == {*plugins.discover(kind)}
 
 
 def test_only_a_publication_into_the_checkouts_results_rewrites_the_list(tmp_path, monkeypatch):
@@ -71,14 +73,14 @@ def test_the_list_is_written_sorted(tmp_path):
 
 
 def test_an_installed_leantune_has_no_list(monkeypatch):
-    monkeypatch.setattr(registry, "checkout", lambda: None)
+    monkeypatch.setattr(plugins, "checkout", lambda: None)
     with pytest.raises(BadInput, match="checkout"):
         published_hashes.published_hashes()
 
 
 def test_no_published_record_is_stale():
     folders = (ROOT / "results").rglob("records")
-    found = [one for folder in folders for one in record.read_records(folder)]
-    stale = [path for path, one in found if isinstance(one, BadInput) or tables.is_stale(one)]
+    found = [one for folder in folders for one in read_records(folder)]
+    stale = [path for path, one in found if isinstance(one, BadInput) or is_stale(one)]
     assert len(found) > 300
     assert not stale, "stale or damaged:\n" + "\n".join(map(str, stale))

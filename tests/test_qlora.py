@@ -11,20 +11,27 @@ from bitsandbytes.nn import Linear4bit
 from small import batch_of, method, run, small_context, small_data, small_model, stack, trainable
 from torch import nn
 
-from leantune import predict, registry
 from leantune.api import BadInput, is_head
+from leantune.prediction import one
+from leantune.spec import plugins
+from leantune.training.stack import load_method
 
-NF4Linear = vars(sys.modules[registry.load_method("qlora").__module__])["NF4Linear"]
+NF4Linear = vars(sys.modules[load_method("qlora").__module__])["NF4Linear"]
 
 
 def test_the_product_and_its_gradient_are_those_of_bitsandbytes() -> None:
     torch.manual_seed(0)
     plain = nn.Linear(256, 128)
-    theirs = Linear4bit(256, 128, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=True)
+    theirs = Linear4bit(
+        256, 128, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=True
+    )
     theirs.load_state_dict(plain.state_dict())
     theirs.to("cpu")
     ours = NF4Linear(plain, torch.float32)
-    x, y = (torch.randn(4, 256, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    x, y = (
+        torch.randn(4, 256, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        for _ in range(2)
+    )
     ours(x).square().sum().backward()
     theirs(y).square().sum().backward()
     torch.testing.assert_close(ours(x), theirs(y), rtol=1e-4, atol=1e-4)
@@ -43,7 +50,11 @@ def test_a_map_takes_about_four_bits_a_number() -> None:
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_only_lora_and_the_head_move_and_the_export_is_plain(tmp_path: Path, family: str) -> None:
     kind = "classification" if family == "bert" else "causal_lm"
-    data, ctx, model = small_data(tmp_path, kind), small_context(tmp_path, family, kind), small_model(family, kind)
+    data, ctx, model = (
+        small_data(tmp_path, kind),
+        small_context(tmp_path, family, kind),
+        small_model(family, kind),
+    )
     used = stack("qlora", kind, compute="fp32")
     torch.manual_seed(0)
     used.attach(model, data, ctx)
@@ -75,10 +86,10 @@ def test_products_are_in_bf16_unless_asked(tmp_path: Path) -> None:
 
 def test_memory_is_predicted_without_weights() -> None:
     """bert-base's 72 maps hold 84,934,656 numbers: 4.13 bits in place of 32."""
-    spec = registry.get("models", "bert-base").spec
-    built = predict.build(spec, stack("qlora"), small_context(Path(), probe=True), 2)
+    spec = plugins.get("models", "bert-base").spec
+    built = one.build(spec, stack("qlora"), small_context(Path(), probe=True), 2)
     assert all(t.is_meta for t in built.state_dict().values())
-    lora, ours = (predict.predict_names("bert-base", n, batch=1, length=32) for n in ("lora", "qlora"))
+    lora, ours = (one.predict_names("bert-base", n, batch=1, length=32) for n in ("lora", "qlora"))
     assert ours["path"] == "cuda-simulated"
     weights = [r["by_kind"]["weights"] + r["by_kind"]["buffers"] for r in (lora, ours)]
     assert weights[0] - weights[1] == pytest.approx(84_934_656 * (32 - 4.14) / 8, rel=2e-3)

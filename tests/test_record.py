@@ -5,13 +5,15 @@ import json
 
 import pytest
 
-from leantune import plan, record
 from leantune.errors import BadInput
+from leantune.files import record
+from leantune.run import provenance as provenance_module
+from leantune.spec.cells import resolve_cell
 
 
 @pytest.fixture
 def good():
-    cell = plan.resolve("minilm-l6", "sentiment", "lora", 3, device="cpu")
+    cell = resolve_cell("minilm-l6", "sentiment", "lora", 3, device="cpu")
     made = copy.deepcopy(record.EMPTY)
     made["cell"] = {
         "model": "minilm-l6",
@@ -22,7 +24,7 @@ def good():
         "trial": None,
     }
     made["key"] = dict(cell.key)
-    made["provenance"] = record.provenance(cell.command(), cell.hashes, cell.hardware)
+    made["provenance"] = provenance_module.provenance(cell.command(), cell.hashes, cell.hardware)
     return made
 
 

@@ -5,8 +5,11 @@ import sys
 
 import pytest
 
-from leantune import registry
 from leantune.errors import BadInput
+from leantune.spec import plugins as registry
+from leantune.spec.hashes import _method_code_hash, stack_hash
+from leantune.spec.stacks import parse_stack, stack_name
+from leantune.training.stack import load_method
 
 METHOD = """name: {name}
 summary: A method made by a test.
@@ -36,7 +39,7 @@ def plugins(tmp_path, monkeypatch):
         for cached in (
             registry._discovered,
             registry._load,
-            registry._method_code_hash,
+            _method_code_hash,
         ):
             cached.cache_clear()
         return folder
@@ -55,31 +58,36 @@ def test_every_shipped_plugin_is_valid():
 
 def test_shipped_methods_load_and_hold_one_class():
     for name in registry.discover("methods"):
-        assert registry.load_method(name).__name__
+        assert load_method(name).__name__
 
 
 def test_the_dag_side_never_imports_torch():
     code = (
-        "import sys; from leantune import plan, registry, record, cell, cli, lease, tables, dag;"
-        "plan.expand(plan.load_config(__import__('pathlib').Path('config/config.yaml')));"
+        "import sys; from leantune.spec import config; from leantune.run import supervisor; from leantune.cli import parser; from leantune.results import build; from leantune.workflow import jobs;"
+        "config.expand(config.load_config(__import__('pathlib').Path('config/config.yaml')));"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=registry.roots()[0], check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=registry.roots()[0], check=False
+        ).returncode
+        == 0
+    )
 
 
 def test_settings_come_from_defaults_then_kind_then_point_then_override(plugins):
     plugins("mine")
-    assert registry.parse_stack("mine", "classification")[0].params == {"lr": 1e-3, "rank": 4}
-    assert registry.parse_stack("mine", "causal_lm")[0].params["lr"] == 1e-4
-    assert registry.parse_stack("mine@big", "classification")[0].params["rank"] == 64
-    assert registry.parse_stack("mine@big", "classification", {"mine.rank": 5})[0].params["rank"] == 5
+    assert parse_stack("mine", "classification")[0].params == {"lr": 1e-3, "rank": 4}
+    assert parse_stack("mine", "causal_lm")[0].params["lr"] == 1e-4
+    assert parse_stack("mine@big", "classification")[0].params["rank"] == 64
+    assert parse_stack("mine@big", "classification", {"mine.rank": 5})[0].params["rank"] == 5
 
 
 def test_stacks_are_put_in_slot_order_and_full_is_implied():
-    parts = registry.parse_stack("came+vocab_pruning", "classification")
+    parts = parse_stack("came+vocab_pruning", "classification")
     assert [p.slot for p in parts] == ["vocabulary", "adaptation", "optimizer"]
-    assert registry.stack_name(parts) == "vocab_pruning+came"
-    assert registry.stack_name(registry.parse_stack("full", "classification")) == "full"
+    assert stack_name(parts) == "vocab_pruning+came"
+    assert stack_name(parse_stack("full", "classification")) == "full"
 
 
 @pytest.mark.parametrize(
@@ -93,14 +101,14 @@ def test_stacks_are_put_in_slot_order_and_full_is_implied():
 )
 def test_an_illegal_stack_is_one_clear_sentence(stack, words):
     with pytest.raises(BadInput, match=words):
-        registry.parse_stack(stack, "classification")
+        parse_stack(stack, "classification")
 
 
 def test_an_override_must_name_a_setting_of_the_stack():
     with pytest.raises(BadInput, match="no setting 'ranks'"):
-        registry.parse_stack("lora", "classification", {"lora.ranks": 2})
+        parse_stack("lora", "classification", {"lora.ranks": 2})
     with pytest.raises(BadInput, match="not in the stack"):
-        registry.parse_stack("lora", "classification", {"came.lr_scale": 2})
+        parse_stack("lora", "classification", {"came.lr_scale": 2})
 
 
 def test_a_wrong_key_is_named_with_the_file_and_what_is_allowed(plugins):
@@ -131,13 +139,13 @@ def test_base_shares_code_and_settings(plugins):
         text="name: child\nsummary: Another set of settings.\nslot: adaptation\nbase: mine\nparams: {{rank: 9}}\n",
         code="",
     )
-    assert registry.load_method("child") is registry.load_method("mine")
-    assert registry.parse_stack("child", "causal_lm")[0].params == {"lr": 1e-4, "rank": 9}
+    assert load_method("child") is load_method("mine")
+    assert parse_stack("child", "causal_lm")[0].params == {"lr": 1e-4, "rank": 9}
 
 
 def test_the_stack_hash_follows_code_and_settings_and_nothing_else(plugins):
     def current():
-        return registry.stack_hash(registry.parse_stack("mine", "classification"))
+        return stack_hash(parse_stack("mine", "classification"))
 
     folder = plugins("mine")
     first = current()

@@ -1,4 +1,5 @@
-"""Predictions of published runs: the file's format, the statistics, the simulated session, and the limits."""
+"""Predictions of published runs: the file's format, the statistics, the simulated session, and the
+limits."""
 
 from __future__ import annotations
 
@@ -24,7 +25,14 @@ from leantune.errors import BadInput, Unsupported  # noqa: E402
 
 RUNS = FOLDER / "peft_l40s_runs.json"
 MIB = 2**20
-QUICK = ["lora/llama-3.2-3B-rank32", "ln_tuning", "ia3/llama-3.2-3B-default", "prompt_tuning", "lokr", "full"]
+QUICK = [
+    "lora/llama-3.2-3B-rank32",
+    "ln_tuning",
+    "ia3/llama-3.2-3B-default",
+    "prompt_tuning",
+    "lokr",
+    "full",
+]
 
 TINY = {
     "model_type": "llama",
@@ -51,7 +59,13 @@ def tiny(peft_config: dict[str, Any] | None = None, **train: Any) -> runs.Run:
 
 
 def lora(**settings: Any) -> dict[str, Any]:
-    return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "target_modules": ["q_proj", "v_proj"], **settings}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 8,
+        "target_modules": ["q_proj", "v_proj"],
+        **settings,
+    }
 
 
 def test_the_published_runs_are_read() -> None:
@@ -76,7 +90,9 @@ def test_the_published_runs_are_read() -> None:
         (("runs", 0, "peft_config"), {"r": 8}, "no 'peft_type'"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named(keys: tuple[Any, ...], value: Any, message: str, tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_file_is_named(
+    keys: tuple[Any, ...], value: Any, message: str, tmp_path: Path
+) -> None:
     content = json.loads(RUNS.read_text())
     holder = content
     for key in keys[:-1]:
@@ -87,9 +103,15 @@ def test_what_is_wrong_in_a_file_is_named(keys: tuple[Any, ...], value: Any, mes
         runs.load(tmp_path / "runs.json")
 
 
-@pytest.mark.parametrize(("name", "words"), [("runs.json", "is not JSON"), ("none.json", "cannot read")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("runs.json", "is not JSON"), ("none.json", "cannot read")]
+)
 def test_a_file_that_is_no_json_or_not_there_exits_with_2(
-    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "runs.json").write_text("{")
     monkeypatch.setattr(sys, "argv", ["replay.py", str(tmp_path / name)])
@@ -97,7 +119,9 @@ def test_a_file_that_is_no_json_or_not_there_exits_with_2(
     assert words in capsys.readouterr().err
 
 
-def test_no_run_of_that_name_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_run_of_that_name_exits_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["replay.py", str(RUNS), "--only", "nothing-like-it"])
     assert replay.main() == 2
     assert "nothing-like-it" in capsys.readouterr().err
@@ -129,7 +153,9 @@ def test_the_summary_by_hand() -> None:
 def test_nothing_predicted_is_all_failed_and_no_number() -> None:
     result = scores.summary({"a": None}, {"a": 1.0})
     assert (result["runs"], result["failed"]) == (1, 1)
-    assert all(result[name] is None for name in ("median_abs_error", "within_5pct", "worst", "pair_order"))
+    assert all(
+        result[name] is None for name in ("median_abs_error", "within_5pct", "worst", "pair_order")
+    )
 
 
 def test_a_session_is_the_same_in_every_repeat_and_says_what_trains() -> None:
@@ -139,7 +165,8 @@ def test_a_session_is_the_same_in_every_repeat_and_says_what_trains() -> None:
 
 
 def test_what_a_method_leaves_on_the_host_is_copied_at_each_use() -> None:
-    """BOFT's permutations, one of in x in a layer, stay on the CPU; on the GPU they are what each forward copies."""
+    """BOFT's permutations, one of in x in a layer, stay on the CPU; on the GPU they are what each
+    forward copies."""
     wide = {**TINY, "hidden_size": 1024, "num_attention_heads": 8}
     boft = {"peft_type": "BOFT", "boft_block_size": 4, "target_modules": ["q_proj"]}
     with session._quiet():
@@ -150,7 +177,9 @@ def test_what_a_method_leaves_on_the_host_is_copied_at_each_use() -> None:
     trace, empty_at, _ = session._session(tiny(boft), model, base, host)
     born = [size for _, size in trace]
     permutation = 1024 * 1024  # elements
-    assert 4 * permutation not in born[:empty_at][: len(base)]  # the float32 original is not on the GPU
+    assert (
+        4 * permutation not in born[:empty_at][: len(base)]
+    )  # the float32 original is not on the GPU
     assert born.count(2 * permutation) > 2  # bf16 copies
 
 
@@ -185,7 +214,11 @@ def test_the_script_s_optimizers(optimizer: str) -> None:
         "lora+": {"loraplus_lr_ratio": 4.0},
         "lora-fa": {"r": 8, "lora_alpha": 8},
     }
-    run = tiny(lora(), optimizer_type=optimizer, optimizer_kwargs={"lr": 1e-4, **settings.get(optimizer, {})})
+    run = tiny(
+        lora(),
+        optimizer_type=optimizer,
+        optimizer_kwargs={"lr": 1e-4, **settings.get(optimizer, {})},
+    )
     assert session.predict(run, TINY)[0] > 0
 
 
@@ -203,8 +236,9 @@ def test_what_cannot_be_simulated_says_why() -> None:
 
 
 def test_the_allocator_s_start_warm_up_and_emptied_cache() -> None:
-    """By hand: 64 MiB of weights in one segment and both workspaces in one of 20 MiB. The start's segment of 2 MiB is
-    not counted; here nothing small uses it, so an emptied cache gives it back."""
+    """By hand: 64 MiB of weights in one segment and both workspaces in one of 20 MiB. The start's
+    segment of 2 MiB is not counted; here nothing small uses it, so an emptied cache gives it back.
+    """
     weights = [(0, 32 * MIB), (1, 32 * MIB)]
     step = [(2, 40 * MIB), (2, -40 * MIB), (3, 60 * MIB)]
     assert session.reserved([*weights, *step], empty_at=4, weights=2) == (64 + 20 + 60 - 2) * MIB
@@ -212,7 +246,8 @@ def test_the_allocator_s_start_warm_up_and_emptied_cache() -> None:
 
 
 def test_accelerate_s_formula_is_the_model_in_float32_twice() -> None:
-    """Its figure for half precision is the largest of its parts: the optimizer's, two float32 models."""
+    """Its figure for half precision is the largest of its parts: the optimizer's, two float32
+    models."""
     parameters = 512 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
     rotary = 2 * 8  # buffers count
     assert peers.accelerate(json.dumps(TINY), "bfloat16") == 2 * 4 * (parameters + rotary)
@@ -229,14 +264,25 @@ def test_a_peer_that_is_not_installed_has_no_number(monkeypatch: pytest.MonkeyPa
 def command_line(file: Path, *only: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / "replay.py"), str(file)]
     return subprocess.run(
-        [*command, *(["--only", *only] if only else [])], capture_output=True, text=True, check=False, timeout=3000
+        [*command, *(["--only", *only] if only else [])],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3000,
     )
 
 
 def within_limits(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert result.returncode == 0, result.stderr
     last: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    assert list(last) == ["runs", "failed", "median_abs_error", "within_5pct", "worst", "pair_order"]
+    assert list(last) == [
+        "runs",
+        "failed",
+        "median_abs_error",
+        "within_5pct",
+        "worst",
+        "pair_order",
+    ]
     assert last["median_abs_error"] <= 0.01
     assert last["within_5pct"] >= 0.95
     assert last["worst"] < 0.08

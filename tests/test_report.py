@@ -1,4 +1,5 @@
-"""The report: the page, the pages of methods, the answer's script and the figures, from made and published results."""
+"""The report: the page, the pages of methods, the answer's script and the figures, from made and
+published results."""
 
 import base64
 import csv
@@ -16,13 +17,18 @@ import playwright
 import pytest
 from sample_records import failed, ok, place, write
 
-from leantune import cli, registry, report, tables
+from leantune import report
+from leantune.cli import parser
+from leantune.files.text import csv_text
 from leantune.report import charts, sentences, site
 from leantune.report.data import Row, read_results
-from leantune.text import csv_text
+from leantune.results import build
+from leantune.spec import plugins
 
-ROOT = registry.roots()[0]
-NODE = Path(playwright.__file__).parent / "driver" / "node"  # the JavaScript engine that playwright brings
+ROOT = plugins.roots()[0]
+NODE = (
+    Path(playwright.__file__).parent / "driver" / "node"
+)  # the JavaScript engine that playwright brings
 MIB, GIB = 2**20, 2**30
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "../../evil")
 CARDS = (8, 16, 24, 48, 80)
@@ -30,31 +36,50 @@ CARDS = (8, 16, 24, 48, 80)
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
-    monkeypatch.setattr(tables, "is_stale", lambda record: False)
+    monkeypatch.setattr("leantune.results.load.is_stale", lambda record: False)
 
 
 # ------------------------------------------------------------------ made results
 
 
 def run(method="full", quality=0.8, peak=100, seconds=0.5, seed=0, **more):
-    """A record with everything that is drawn. `peak`: the MiB of optimizer states, weights are 100 MiB."""
+    """A record with everything that is drawn. `peak`: the MiB of optimizer states, weights are 100
+    MiB."""
     kinds = dict.fromkeys(("buffers", "gradients", "activations", "temporaries", "inputs"), 0)
     kinds |= {"weights": 100 * MIB, "optimizer": peak * MIB}
     record = ok(method, seed, quality, sum(kinds.values()), **more)
     record["memory"]["tensors"] |= {"by_kind": kinds, "peak_bytes": sum(kinds.values())}
     record["time"]["step_seconds_median"] = seconds
-    points = [{"step": step, "value": quality - 0.1 + step / 1000, "loss": 1.0, "seconds": 1.0} for step in (50, 100)]
+    points = [
+        {"step": step, "value": quality - 0.1 + step / 1000, "loss": 1.0, "seconds": 1.0}
+        for step in (50, 100)
+    ]
     record["quality"] |= {"curve": points, "target": 0.7}
     return record
 
 
 def predicted(method, reserved, model="bert-base", batches=(None,) * 5, **more):
-    row = {"model": model, "method": method, "kind": "classification", "batch": 8, "seq": 128, "dtype": "fp32"}
-    row |= {"status": "ok", "peak_bytes": int(0.9 * reserved * GIB), "reserved_bytes": int(reserved * GIB), **more}
+    row = {
+        "model": model,
+        "method": method,
+        "kind": "classification",
+        "batch": 8,
+        "seq": 128,
+        "dtype": "fp32",
+    }
+    row |= {
+        "status": "ok",
+        "peak_bytes": int(0.9 * reserved * GIB),
+        "reserved_bytes": int(reserved * GIB),
+        **more,
+    }
     return row | {f"largest_batch_{gib}gib": n for gib, n in zip(CARDS, batches, strict=True)}
 
 
-FOOTPRINT = [predicted("full", 9, batches=(0, 9, 19, 30, 60)), predicted("lora", 2, batches=(74, 160, 300, 600, 999))]
+FOOTPRINT = [
+    predicted("full", 9, batches=(0, 9, 19, 30, 60)),
+    predicted("lora", 2, batches=(74, 160, 300, 600, 999)),
+]
 
 
 def save(folder, name, rows):
@@ -66,17 +91,29 @@ def save(folder, name, rows):
 def results(folder, *records, **more):
     """A folder of results: records, the tables made of them, and `more` tables by name."""
     write(folder, *records)
-    tables.write_tables(folder)
+    build.write_tables(folder)
     for name, rows in more.items():
         save(folder, name, rows)
     return folder
 
 
 def four():
-    """full and lora cannot be told apart (two seeds that cross), head is worse, came did not get through."""
-    good = [run(m, q, p, seed=s) for s, m, q, p in (
-        (0, "full", 0.80, 200), (1, "full", 0.82, 200), (0, "lora", 0.81, 20), (1, "lora", 0.80, 20))]  # fmt: skip
-    return [*good, *(run("head", 0.6 + s / 100, 0, 0.1, s) for s in (0, 1)), failed("came", status="oom")]
+    """full and lora cannot be told apart (two seeds that cross), head is worse, came did not get
+    through."""
+    good = [
+        run(m, q, p, seed=s)
+        for s, m, q, p in (
+            (0, "full", 0.80, 200),
+            (1, "full", 0.82, 200),
+            (0, "lora", 0.81, 20),
+            (1, "lora", 0.80, 20),
+        )
+    ]
+    return [
+        *good,
+        *(run("head", 0.6 + s / 100, 0, 0.1, s) for s in (0, 1)),
+        failed("came", status="oom"),
+    ]
 
 
 def built(folder):
@@ -123,10 +160,23 @@ def test_the_published_page_has_every_view_under_its_stable_name(published):
     page = Page(published.read_text())
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
-    wanted = ("answer", "answer-model", "answer-task", "budget-memory", "budget-time", "budget-loss", "answer-text")
-    assert {*wanted, "table-cells", "table-claims", "table-calibration", "table-environment", "table-footprint"} <= {
-        *ids
-    }
+    wanted = (
+        "answer",
+        "answer-model",
+        "answer-task",
+        "budget-memory",
+        "budget-time",
+        "budget-loss",
+        "answer-text",
+    )
+    assert {
+        *wanted,
+        "table-cells",
+        "table-claims",
+        "table-calibration",
+        "table-environment",
+        "table-footprint",
+    } <= {*ids}
     kinds = {i.split("-")[1] for i in page.all("figure", "id")}
     assert kinds == {"memory", "time", "waterfall", "curves", "intervals", "ranks", "footprint"}
     labelled = set(page.all("label", "for"))
@@ -157,8 +207,13 @@ def test_nothing_is_fetched_and_no_script_runs_but_the_three_of_the_page(publish
         (policy,) = [a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a]
         assert policy.startswith("default-src 'none';")
         types = page.all("script", "type")
-        code = [s for s, a in zip(page.scripts, [a for t, a in page.elements if t == "script"], strict=True)
-                if a.get("type") != "application/json"]  # fmt: skip
+        code = [
+            s
+            for s, a in zip(
+                page.scripts, [a for t, a in page.elements if t == "script"], strict=True
+            )
+            if a.get("type") != "application/json"
+        ]
         hashes = {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in code}
         assert hashes == set(re.findall(r"'sha256-([^']+)'", policy))
         assert len(code) == (3 if file == published else 0)
@@ -167,8 +222,11 @@ def test_nothing_is_fetched_and_no_script_runs_but_the_three_of_the_page(publish
 
 def test_a_method_page_says_what_it_is_what_was_inferred_and_how_to_repeat_its_rows(published):
     text = Page((published.parent / "methods" / "safe.html").read_text()).text
-    spec = registry.get("methods", "safe").spec
-    assert all(piece in text for piece in (spec["summary"], spec["paper"]["title"], *spec["inferred"], *spec["params"]))
+    spec = plugins.get("methods", "safe").spec
+    assert all(
+        piece in text
+        for piece in (spec["summary"], spec["paper"]["title"], *spec["inferred"], *spec["params"])
+    )
     with (ROOT / "results" / "tables" / "cells.csv").open() as file:
         commands = [row["command"] for row in csv.DictReader(file) if row["method"] == "safe"]
     assert commands
@@ -183,7 +241,9 @@ def test_the_same_results_give_the_same_page(tmp_path):
     first = built(folder)
     methods = {file.name: file.read_bytes() for file in (folder / "report" / "methods").iterdir()}
     assert built(folder) == first
-    assert {file.name: file.read_bytes() for file in (folder / "report" / "methods").iterdir()} == methods
+    assert {
+        file.name: file.read_bytes() for file in (folder / "report" / "methods").iterdir()
+    } == methods
 
 
 def test_hostile_names_and_errors_are_text_on_every_page(tmp_path):
@@ -191,7 +251,9 @@ def test_hostile_names_and_errors_are_text_on_every_page(tmp_path):
     error = failed("lora", status="error")
     error["reason"] = HOSTILE[1]
     footprint = [predicted(name, 3, model=name) for name in HOSTILE]
-    claims = [{"method": name, "claim": name, "verdict": "undecided", "why": name} for name in HOSTILE]
+    claims = [
+        {"method": name, "claim": name, "verdict": "undecided", "why": name} for name in HOSTILE
+    ]
     folder = results(tmp_path / "r", run("full"), *bad, error, footprint=footprint, claims=claims)
     pages = {folder / "report" / "index.html": Page(built(folder))}
     pages |= {file: Page(file.read_text()) for file in (folder / "report" / "methods").iterdir()}
@@ -207,7 +269,10 @@ def test_hostile_names_and_errors_are_text_on_every_page(tmp_path):
         assert tags.count("script") == data + (3 if file.name == "index.html" else 0)
     index = pages[folder / "report" / "index.html"]
     assert all(name in index.text for name in HOSTILE)
-    read = [json.loads(s) for s in index.scripts[: index.all("script", "type").count("application/json")]]
+    read = [
+        json.loads(s)
+        for s in index.scripts[: index.all("script", "type").count("application/json")]
+    ]
     assert all(name in json.dumps(read) for name in (HOSTILE[0], HOSTILE[2]))
 
 
@@ -217,7 +282,14 @@ def test_a_thousand_records_stay_under_six_megabytes(tmp_path):
         for model in ("minilm-l6", "smollm2-135m"):
             for n, method in enumerate(methods):
                 for seed in range(5):
-                    record = run(method, 0.7 + n / 100 + seed / 1000, 5 * n, seed=seed, task=task, model=model)
+                    record = run(
+                        method,
+                        0.7 + n / 100 + seed / 1000,
+                        5 * n,
+                        seed=seed,
+                        task=task,
+                        model=model,
+                    )
                     record["reason"] = "x" * 100
                     file = tmp_path / "records" / place(record)
                     file.parent.mkdir(parents=True, exist_ok=True)
@@ -231,8 +303,14 @@ def test_a_thousand_records_stay_under_six_megabytes(tmp_path):
 def test_a_fresh_run_has_a_page_that_says_what_is_missing(tmp_path):
     write(tmp_path, run("full"))
     text = Page(built(tmp_path)).text
-    for words in ("No leaderboard has a row yet", "cells.csv is missing", "footprint.csv is missing",
-                  "claims.csv is missing", "failures.csv is missing", "calibration.csv is missing"):  # fmt: skip
+    for words in (
+        "No leaderboard has a row yet",
+        "cells.csv is missing",
+        "footprint.csv is missing",
+        "claims.csv is missing",
+        "failures.csv is missing",
+        "calibration.csv is missing",
+    ):
         assert words in text
     for name in ("leaderboard", "cells", "footprint", "claims", "failures", "calibration"):
         (tmp_path / "tables").mkdir(exist_ok=True)
@@ -251,7 +329,7 @@ def test_bad_input_is_one_sentence_and_exit_2(tmp_path, capsys, damage):
         (tmp_path / "tables" / "cells.csv").write_bytes(b"\xff\xfe\x00")
     if damage == "no folder to write":
         (tmp_path / "report").write_text("a file")
-    assert cli.main(words) == 2
+    assert parser.main(words) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
     assert str(tmp_path) in err
@@ -278,9 +356,15 @@ def test_the_sentences_of_quality_name_what_is_cheapest(tmp_path):
         "that of full, with accuracy 0.805. head needs the least of all: 100.0 MiB, 0.33 times that of full, with "
         "accuracy 0.605."
     )
-    assert sentences.time(group).startswith("head has the shortest median step: 100 ms with accuracy 0.605; full,")
-    cheaper = [run("full", r["quality"]["value"], 5, 0.05, r["cell"]["seed"]) if r["cell"]["method"] == "full" else r
-               for r in four()]  # fmt: skip
+    assert sentences.time(group).startswith(
+        "head has the shortest median step: 100 ms with accuracy 0.605; full,"
+    )
+    cheaper = [
+        run("full", r["quality"]["value"], 5, 0.05, r["cell"]["seed"])
+        if r["cell"]["method"] == "full"
+        else r
+        for r in four()
+    ]
     group, _ = group_of(tmp_path / "b", *cheaper)
     assert "full needs the least memory: 105.0 MiB, with accuracy 0.810" in sentences.memory(group)
     assert sentences.time(group) == "full has the shortest median step: 50 ms with accuracy 0.810."
@@ -288,7 +372,10 @@ def test_the_sentences_of_quality_name_what_is_cheapest(tmp_path):
 
 def test_the_sentences_of_the_other_charts_follow_their_records(tmp_path):
     slim, soft = run("safe", 0.9, 50), run("softlms", 0.7, 60)
-    parts = [{"step": 0, "peak_bytes": 150 * MIB, "by_kind": {}}, {"step": 30, "peak_bytes": 110 * MIB, "by_kind": {}}]
+    parts = [
+        {"step": 0, "peak_bytes": 150 * MIB, "by_kind": {}},
+        {"step": 30, "peak_bytes": 110 * MIB, "by_kind": {}},
+    ]
     slim["memory"]["tensors"]["intervals"] = parts
     soft["details"] = {"ranks": {"encoder.layer.0.query": 8, "encoder.layer.1.query": 24}}
     slim["quality"]["steps_to_target"] = 50
@@ -297,8 +384,13 @@ def test_the_sentences_of_the_other_charts_follow_their_records(tmp_path):
     assert says["waterfall"] == (
         "safe saves the most against full, 150.0 MiB of 300.0 MiB; 150.0 MiB of it are optimizer states."
     )
-    assert says["intervals"] == "The peak of safe goes from 150.0 MiB at the start to 110.0 MiB from step 30 on."
-    assert says["ranks"].startswith("softlms kept ranks from 8 (encoder.layer.0.query) to 24 (encoder.layer.1.query)")
+    assert (
+        says["intervals"]
+        == "The peak of safe goes from 150.0 MiB at the start to 110.0 MiB from step 30 on."
+    )
+    assert says["ranks"].startswith(
+        "softlms kept ranks from 8 (encoder.layer.0.query) to 24 (encoder.layer.1.query)"
+    )
     assert says["curves"] == (
         "At its last evaluation, step 100, safe leads with accuracy 0.900 on the validation split; safe reached the "
         "target of 0.7."
@@ -309,7 +401,9 @@ def test_the_sentences_of_the_other_charts_follow_their_records(tmp_path):
 
 
 def rows(*found):
-    return [Row({key: str(value) for key, value in row.items() if value is not None}) for row in found]
+    return [
+        Row({key: str(value) for key, value in row.items() if value is not None}) for row in found
+    ]
 
 
 def test_the_sentences_of_the_tables_count_their_rows():
@@ -326,14 +420,18 @@ def test_the_sentences_of_the_tables_count_their_rows():
     assert sentences.batches(rows(*FOOTPRINT), 8) == (
         "Within 8 GiB the largest batch is 74, lora on bert-base; 1 of 2 do not fit with a single sequence."
     )
-    assert sentences.batches(rows(predicted("full", 9)), 8) == "No largest batch was searched for 8 GiB."
+    assert (
+        sentences.batches(rows(predicted("full", 9)), 8)
+        == "No largest batch was searched for 8 GiB."
+    )
 
 
 # ------------------------------------------------------------------ the answer, by the page's own script
 
 
 def answers(html, *asked):
-    """What the page's script says of (model, task) under (memory in GiB, seconds, loss), for each asked."""
+    """What the page's script says of (model, task) under (memory in GiB, seconds, loss), for each
+    asked."""
     (data,) = re.findall(r'id="choices">(.*?)</script>', html, re.DOTALL)
     script = (
         (Path(site.__file__).parent / "page.js").read_text()
@@ -349,15 +447,23 @@ def answers(html, *asked):
     return json.loads(done.stdout)
 
 
-def test_the_answer_takes_the_cheapest_of_those_not_told_apart_and_says_what_each_limit_ruled_out(tmp_path):
+def test_the_answer_takes_the_cheapest_of_those_not_told_apart_and_says_what_each_limit_ruled_out(
+    tmp_path,
+):
     group = ("minilm-l6", "sentiment")
     free, tight, quick, strict, none = answers(
         built(results(tmp_path, *four())),
-        (*group, 1, None, None), (*group, 110 / 1024, None, None), (*group, 1, 0.2, None), (*group, 1, None, 0.002),
+        (*group, 1, None, None),
+        (*group, 110 / 1024, None, None),
+        (*group, 1, 0.2, None),
+        (*group, 1, None, 0.002),
         (*group, 110 / 1024, None, 0.1),
-    )  # fmt: skip
+    )
     assert free["use"] == "lora"
-    assert "does not tell full apart from it in quality; it needs no less memory: full (300.0 MiB)" in free["text"]
+    assert (
+        "does not tell full apart from it in quality; it needs no less memory: full (300.0 MiB)"
+        in free["text"]
+    )
     assert "lower tier of quality: head (accuracy 0.605" in free["text"]
     assert "No result: came (oom)" in free["text"]
     assert tight["use"] == "head"
@@ -371,11 +477,17 @@ def test_the_answer_takes_the_cheapest_of_those_not_told_apart_and_says_what_eac
 
 def test_what_is_not_placed_is_never_the_answer_while_another_fits(tmp_path):
     means = (("full", 0.80, 200), ("lora", 0.798, 100), ("adapter", 0.796, 90), ("head", 0.6, 50))
-    placed = [run(m, q + ((s + i) % 3 - 1) / 200, p, seed=s) for s in range(3) for i, (m, q, p) in enumerate(means)]
+    placed = [
+        run(m, q + ((s + i) % 3 - 1) / 200, p, seed=s)
+        for s in range(3)
+        for i, (m, q, p) in enumerate(means)
+    ]
     wild = [run("svd", q, 10, seed=s) for s, q in enumerate((0.5, 0.99, 0.95))]
     folder = results(tmp_path, *placed, *wild)
     free, alone = answers(
-        built(folder), ("minilm-l6", "sentiment", 1, None, None), ("minilm-l6", "sentiment", 0.11, None, None)
+        built(folder),
+        ("minilm-l6", "sentiment", 1, None, None),
+        ("minilm-l6", "sentiment", 0.11, None, None),
     )
     assert free["use"] == "adapter"
     assert "0.004 from the best, full" in free["text"]
@@ -391,15 +503,19 @@ def test_at_paper_scale_the_answer_names_the_model_that_its_quality_was_measured
     records = [*four(), *(run("vocab_pruning", 0.81 + s / 100, 150, seed=s) for s in (0, 1))]
     eight, sixteen, one = answers(
         built(results(tmp_path, *records, footprint=more)),
-        ("bert-base", "sentiment", 8, None, None), ("bert-base", "sentiment", 16, None, None),
+        ("bert-base", "sentiment", 8, None, None),
+        ("bert-base", "sentiment", 16, None, None),
         ("bert-base", "sentiment", 1, None, None),
-    )  # fmt: skip
+    )
     assert eight["use"] == "vocab_pruning@sst2"
     assert "(measured for vocab_pruning)" in eight["text"]
     assert (
-        "Quality was not measured on bert-base; the evidence is minilm-l6, another model, on sentiment" in eight["text"]
+        "Quality was not measured on bert-base; the evidence is minilm-l6, another model, on sentiment"
+        in eight["text"]
     )
-    assert "Ruled out by memory: full (10.00 GiB)." in eight["text"]  # 9 reserved and 1 for the context
+    assert (
+        "Ruled out by memory: full (10.00 GiB)." in eight["text"]
+    )  # 9 reserved and 1 for the context
     assert "Fits, but its quality was not measured: softlms (4.00 GiB)." in eight["text"]
     assert "All 4 stacks" in sixteen["text"]
     assert one["use"] is None
@@ -411,10 +527,16 @@ def test_at_paper_scale_the_answer_names_the_model_that_its_quality_was_measured
 
 
 def test_the_page_opens_with_bert_on_8_gib(tmp_path):
-    html = built(results(tmp_path, *four(), footprint=[*FOOTPRINT, predicted("full", 3, model="a-model")]))
+    html = built(
+        results(tmp_path, *four(), footprint=[*FOOTPRINT, predicted("full", 3, model="a-model")])
+    )
     (data,) = re.findall(r'id="choices">(.*?)</script>', html, re.DOTALL)
     told = json.loads(data)
-    assert (told["shapes"][0]["model"], told["first"], told["firstGib"]) == ("bert-base", "bert-base", 8)
+    assert (told["shapes"][0]["model"], told["first"], told["firstGib"]) == (
+        "bert-base",
+        "bert-base",
+        8,
+    )
 
 
 # ------------------------------------------------------------------ figures
@@ -422,29 +544,42 @@ def test_the_page_opens_with_bert_on_8_gib(tmp_path):
 
 def test_figures_are_pdf_and_svg_of_each_kind_the_same_each_time(tmp_path, capsys):
     folder = results(tmp_path / "run", *four(), footprint=FOOTPRINT)
-    assert cli.main(["report", "--results", str(folder), "--figures", str(tmp_path / "a")]) == 0
+    assert parser.main(["report", "--results", str(folder), "--figures", str(tmp_path / "a")]) == 0
     printed = capsys.readouterr().out.split()
     files = {file.name: file for file in (tmp_path / "a").iterdir()}
     assert sorted(printed) == sorted(map(str, files.values()))
-    kinds = {(name.split("-")[0].removesuffix(file.suffix), file.suffix) for name, file in files.items()}
-    assert kinds == {(k, s) for k in ("memory", "time", "waterfall", "curves", "footprint") for s in (".pdf", ".svg")}
+    kinds = {
+        (name.split("-")[0].removesuffix(file.suffix), file.suffix) for name, file in files.items()
+    }
+    assert kinds == {
+        (k, s)
+        for k in ("memory", "time", "waterfall", "curves", "footprint")
+        for s in (".pdf", ".svg")
+    }
     for file in files.values():
         if file.suffix == ".pdf":
             assert file.read_bytes().startswith(b"%PDF-")
         else:
             assert "currentColor" not in file.read_text()
             assert ET.parse(file).getroot().tag.endswith("svg")
-    assert "lora" in next(file for name, file in files.items() if re.match(r"memory.*svg", name)).read_text()
+    assert (
+        "lora"
+        in next(file for name, file in files.items() if re.match(r"memory.*svg", name)).read_text()
+    )
     report.write_figures(folder, tmp_path / "b")
     for name, file in files.items():
         one, other = file.read_bytes(), (tmp_path / "b" / name).read_bytes()
         # The PDF writer lists a page's resources in any order; nothing else may differ.
-        assert one == other or (file.suffix == ".pdf" and sorted(one.split(b"\n")) == sorted(other.split(b"\n")))
+        assert one == other or (
+            file.suffix == ".pdf" and sorted(one.split(b"\n")) == sorted(other.split(b"\n"))
+        )
 
 
 def test_nothing_to_draw_is_said(tmp_path, capsys):
     (tmp_path / "records").mkdir()
-    assert cli.main(["report", "--results", str(tmp_path), "--figures", str(tmp_path / "a")]) == 0
+    assert (
+        parser.main(["report", "--results", str(tmp_path), "--figures", str(tmp_path / "a")]) == 0
+    )
     assert "nothing to draw" in capsys.readouterr().out
     assert list((tmp_path / "a").iterdir()) == []
 

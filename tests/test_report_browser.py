@@ -1,4 +1,5 @@
-"""The report in a real browser: Chromium, from disk, with the network off. Run by `make report-test`.
+"""The report in a real browser: Chromium, from disk, with the network off. Run by `make
+report-test`.
 
 Screenshots are left in runs/screenshots, for people to look at.
 """
@@ -17,12 +18,13 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 from sample_records import failed, ok, place
 
-from leantune import registry, tables
-from leantune.record import write_record
+from leantune.files.record import write_record
 from leantune.report import write_report
+from leantune.results import build
+from leantune.spec import plugins
 
 pytestmark = pytest.mark.browser
-ROOT = registry.roots()[0]
+ROOT = plugins.roots()[0]
 SHOTS = ROOT / "runs" / "screenshots"
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 HOSTILE = '<img src=x onerror="window.hacked=1">'
@@ -31,7 +33,9 @@ HOSTILE = '<img src=x onerror="window.hacked=1">'
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     program = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert program, "no Chromium here; `make report-test` installs Debian's, or install one and try again"
+    assert program, (
+        "no Chromium here; `make report-test` installs Debian's, or install one and try again"
+    )
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield started
@@ -50,7 +54,12 @@ class Told:
     def __init__(self, page: Page) -> None:
         self.errors: list[str] = []
         self.asked: list[str] = []
-        page.on("console", lambda said: self.errors.append(said.text) if said.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda said: (
+                self.errors.append(said.text) if said.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.asked.append(request.url))
 
@@ -60,8 +69,12 @@ def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def opened(browser: Browser, file: Path, *, width: dict[str, int] = DESK, scheme: str = "light") -> tuple[Page, Told]:
-    context = browser.new_context(viewport=width, color_scheme=scheme, offline=True, accept_downloads=True)  # type: ignore[arg-type]
+def opened(
+    browser: Browser, file: Path, *, width: dict[str, int] = DESK, scheme: str = "light"
+) -> tuple[Page, Told]:
+    context = browser.new_context(
+        viewport=width, color_scheme=scheme, offline=True, accept_downloads=True
+    )  # type: ignore[arg-type]
     page = context.new_page()
     told = Told(page)
     page.goto(file.as_uri())
@@ -84,7 +97,9 @@ def slide(page: Page, name: str, value: float | str) -> None:
     )
 
 
-def test_the_page_loads_from_disk_with_nothing_from_the_network(browser: Browser, report: Path, scheme: str) -> None:
+def test_the_page_loads_from_disk_with_nothing_from_the_network(
+    browser: Browser, report: Path, scheme: str
+) -> None:
     page, told = opened(browser, report, scheme=scheme)
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"first-{scheme}.png")
@@ -183,7 +198,9 @@ def test_tables_sort_filter_and_export(browser: Browser, report: Path) -> None:
     assert sorted(up) == up
     assert sorted(down, reverse=True) == down
     assert column.get_attribute("title")
-    box = page.locator(f".scroll:has(#{name}) input[type=search], .dt-container:has(#{name}) input[type=search]").first
+    box = page.locator(
+        f".scroll:has(#{name}) input[type=search], .dt-container:has(#{name}) input[type=search]"
+    ).first
     box.fill("lora")
     shown = page.locator(f"#{name} tbody tr")
     assert 0 < shown.count() < len(up)
@@ -238,7 +255,7 @@ def test_hostile_names_and_errors_are_shown_as_text(browser: Browser, tmp_path: 
         file = results / "records" / place(record)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_record(file, record)
-    tables.write_tables(results)
+    build.write_tables(results)
     index = write_report(results, results / "report")
     page, told = opened(browser, index)
     unfolded(page)
@@ -250,5 +267,7 @@ def test_hostile_names_and_errors_are_shown_as_text(browser: Browser, tmp_path: 
     page.locator("#answer-model").select_option(index=0)
     assert page.evaluate("window.hacked") is None
     assert page.locator("img").count() == 0
-    assert [error for error in told.errors if "Content Security Policy" in error] == []  # nothing even tried to run
+    assert [
+        error for error in told.errors if "Content Security Policy" in error
+    ] == []  # nothing even tried to run
     assert json.loads(page.locator("#choices").text_content() or "")["groups"]

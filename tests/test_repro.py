@@ -9,16 +9,30 @@ import sys
 import pytest
 from sample_records import failed, ok
 
-from leantune import cli, plan, record, repro
+from leantune.cli import parser
 from leantune.errors import BadInput
+from leantune.files import record
+from leantune.machine.gpus import resolve_device
+from leantune.results import reproduce
+from leantune.spec.cells import resolve_cell
 
-SMALL = ["task.steps=3", "task.train=32", "task.validation=8", "task.test=24", "task.evaluations=0", "task.length=8"]
+SMALL = [
+    "task.steps=3",
+    "task.train=32",
+    "task.validation=8",
+    "task.test=24",
+    "task.evaluations=0",
+    "task.length=8",
+]
 PACKAGES = {"torch": "2.13.0+cpu", "transformers": "5.23.0"}
 
 
 def leantune(*words):
     return subprocess.run(
-        [sys.executable, "-m", "leantune", *map(str, words)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "leantune", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -26,7 +40,18 @@ def leantune(*words):
 def real(tmp_path_factory):
     """The record of a tiny cell, just made."""
     out = tmp_path_factory.mktemp("cell with a space") / "head.json"
-    words = ["--model", "minilm-l6", "--task", "sentiment", "--method", "head", "--device", "cpu", "--out", out]
+    words = [
+        "--model",
+        "minilm-l6",
+        "--task",
+        "sentiment",
+        "--method",
+        "head",
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    ]
     words += ["--flatness", "1"]  # every flag of a record's command is run again
     done = leantune("run", *words, *(w for s in SMALL for w in ("--set", s)))
     assert done.returncode == 0, done.stderr
@@ -39,8 +64,18 @@ def test_a_real_cell_is_reproduced_to_the_bit(real):
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["field", "recorded", "now", "verdict"]
-    bytes_ = [f"{name} bytes" for name in ("tensors peak", "headline peak", "predicted peak", "activations")]
-    for name in ("status", *bytes_, "trainable parameters", "total parameters", "samples", "accuracy"):
+    bytes_ = [
+        f"{name} bytes"
+        for name in ("tensors peak", "headline peak", "predicted peak", "activations")
+    ]
+    for name in (
+        "status",
+        *bytes_,
+        "trainable parameters",
+        "total parameters",
+        "samples",
+        "accuracy",
+    ):
         (line,) = [line for line in lines if line.startswith(f"{name} ")]
         assert line.endswith(" equal"), line
     assert any("ratio" in line for line in lines if line.startswith("step seconds"))
@@ -57,7 +92,9 @@ def test_a_byte_count_changed_by_hand_is_found(real, tmp_path):
     told = json.loads(done.stdout)
     assert told["reproduced"] is False
     wrong = [field for field in told["fields"] if field["verdict"] == "differs"]
-    assert [(field["field"], field["recorded"] - field["now"]) for field in wrong] == [("activations bytes", 512)]
+    assert [(field["field"], field["recorded"] - field["now"]) for field in wrong] == [
+        ("activations bytes", 512)
+    ]
 
 
 # ------------------------------------------------------------------ the comparison
@@ -73,7 +110,7 @@ def pair(**more):
 
 
 def verdicts(then, now):
-    return {field["field"]: field["verdict"] for field in repro.compare(then, now)}
+    return {field["field"]: field["verdict"] for field in reproduce.compare(then, now)}
 
 
 def test_equal_records_hold_in_every_field():
@@ -102,31 +139,39 @@ def test_every_field_is_looked_at(field, path):
     for name in path[:-1]:
         inner = inner[name]
     inner[path[-1]] = "other" if field == "samples" else inner[path[-1]] + 1
-    fields = repro.compare(then, now)
+    fields = reproduce.compare(then, now)
     assert [f["field"] for f in fields if f["verdict"] == "differs"] == [field]
-    assert not repro.holds(fields)
-    assert f"differs: {field}" in repro.describe(fields)
+    assert not reproduce.holds(fields)
+    assert f"differs: {field}" in reproduce.describe(fields)
 
 
 def test_bytes_of_other_versions_are_not_compared_and_say_which():
     then, now = pair()
     then["memory"]["tensors"]["peak_bytes"] = 7
     then["provenance"]["packages"]["transformers"] = "5.22.0"
-    fields = repro.compare(then, now)
-    assert verdicts(then, now)["tensors peak bytes"] == "not compared: transformers 5.22.0, here 5.23.0"
-    assert repro.holds(fields)
-    then["provenance"]["packages"] = {"torch": "2.13.0+cu130", "transformers": "5.23.0"}  # the same torch, for GPUs
+    fields = reproduce.compare(then, now)
+    assert (
+        verdicts(then, now)["tensors peak bytes"]
+        == "not compared: transformers 5.22.0, here 5.23.0"
+    )
+    assert reproduce.holds(fields)
+    then["provenance"]["packages"] = {
+        "torch": "2.13.0+cu130",
+        "transformers": "5.23.0",
+    }  # the same torch, for GPUs
     assert verdicts(then, now)["tensors peak bytes"] == "differs"
 
 
 def test_a_score_must_lie_in_the_interval_of_the_recorded_one():
     truth = [float(i % 2) for i in range(400)]
-    right = [y if i % 5 else 1 - y for i, y in enumerate(truth)]  # 0.8; the interval is about 0.76 to 0.84
+    right = [
+        y if i % 5 else 1 - y for i, y in enumerate(truth)
+    ]  # 0.8; the interval is about 0.76 to 0.84
     then, now = pair(quality=0.8, predictions=right, references=truth)
     for score, holds in ((0.8, True), (0.775, True), (0.825, True), (0.7, False), (0.9, False)):
         now["quality"]["value"] = score
-        fields = repro.compare(then, now)
-        assert repro.holds(fields) is holds, score
+        fields = reproduce.compare(then, now)
+        assert reproduce.holds(fields) is holds, score
     assert verdicts(then, now)["accuracy"].startswith("differs: outside [0.7")
 
 
@@ -142,7 +187,7 @@ def test_times_never_decide():
     assert verdicts(then, now)["step seconds"] == "ratio 100.00"
     now["key"]["hardware"] = "another"
     assert verdicts(then, now)["step seconds"].startswith("not compared")
-    assert repro.holds(repro.compare(then, now))
+    assert reproduce.holds(reproduce.compare(then, now))
 
 
 def test_a_cell_that_fails_now_differs_by_its_status():
@@ -155,7 +200,7 @@ def test_files_that_changed_since_are_named_and_decide_nothing():
     then, now = pair()
     then["provenance"]["hashes"] = {**then["provenance"]["hashes"], "task": "older"}
     assert verdicts(then, now)["files"] == "changed since: task"
-    assert repro.holds(repro.compare(then, now))
+    assert reproduce.holds(reproduce.compare(then, now))
 
 
 # ------------------------------------------------------------------ bad input
@@ -163,7 +208,9 @@ def test_files_that_changed_since_are_named_and_decide_nothing():
 
 def sound(tmp_path, **changes):
     """A record's file whose command fits its cell, `changes` aside."""
-    cell = plan.resolve("minilm-l6", "sentiment", "lora", device="cpu", overrides={"task.steps": 3, "lora.rank": 4})
+    cell = resolve_cell(
+        "minilm-l6", "sentiment", "lora", device="cpu", overrides={"task.steps": 3, "lora.rank": 4}
+    )
     made = ok("lora", command=shlex.join(cell.command("FILE")), hashes=dict(cell.hashes))
     made["cell"].update(changes.get("cell", {}))
     if "command" in changes:
@@ -175,7 +222,7 @@ def sound(tmp_path, **changes):
 
 def test_the_command_is_the_recorded_one(tmp_path):
     file = sound(tmp_path)
-    words = repro.command(record.read_record(file), file)
+    words = reproduce.command(record.read_record(file), file)
     assert words[:7] == ["run", "--model", "minilm-l6", "--task", "sentiment", "--method", "lora"]
     assert words[-4:] == ["--set", "task.steps=3", "--set", "lora.rank=4"]
 
@@ -195,31 +242,35 @@ def test_the_command_is_the_recorded_one(tmp_path):
 def test_a_command_of_another_form_is_not_run(tmp_path, monkeypatch, change):
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("something was run"))
     with pytest.raises(BadInput, match="command"):
-        repro.run_again(sound(tmp_path, command=change))
+        reproduce.run_again(sound(tmp_path, command=change))
 
 
 def test_bad_files_are_one_sentence_and_exit_2(tmp_path, capsys):
     damaged = tmp_path / "damaged.json"
     damaged.write_text("{")
     gone = sound(tmp_path, cell={"method": "no_such_method"})
-    for file, message in ((tmp_path / "none.json", "does not exist"), (damaged, "damaged"), (gone, "no_such_method")):
-        assert cli.main(["repro", str(file)]) == 2
+    for file, message in (
+        (tmp_path / "none.json", "does not exist"),
+        (damaged, "damaged"),
+        (gone, "no_such_method"),
+    ):
+        assert parser.main(["repro", str(file)]) == 2
         said = capsys.readouterr().err
         assert message in said
         assert len(said.strip().splitlines()) == 1
 
 
 def test_a_gpu_record_needs_a_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_gpu_name", lambda: None)
-    plan.resolve_device.cache_clear()
-    cell = plan.resolve("minilm-l6", "sentiment", "lora", device="cuda")
+    monkeypatch.setattr("leantune.machine.gpus._gpu_name", lambda: None)
+    resolve_device.cache_clear()
+    cell = resolve_cell("minilm-l6", "sentiment", "lora", device="cuda")
     made = ok("lora", key={"device": "cuda"}, command=shlex.join(cell.command("FILE")))
     with pytest.raises(BadInput, match="none answers here"):
-        repro.command(made, tmp_path)
+        reproduce.command(made, tmp_path)
 
 
 def test_a_record_of_a_model_with_code_of_its_own_is_not_run(real):
     row = record.read_record(real)
     row["provenance"]["command"] += " --trust-remote-code minilm-l6"
     with pytest.raises(BadInput, match="read that code, then run its command"):
-        repro.command(row, real)
+        reproduce.command(row, real)

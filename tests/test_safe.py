@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from leantune.api import BadInput, Change, Unsupported
 from leantune.modules import adapters
-from leantune.registry import load_method
+from leantune.training.stack import load_method
 
 load_method("safe")  # makes the plugin's own modules importable
 from leantune_plugins.safe.cka import cka  # noqa: E402
@@ -28,7 +28,8 @@ def probe_of(data: Any) -> dict[str, Tensor]:
 
 
 def stir(model: nn.Module) -> None:
-    """Adapters as if trained: the first three change their representation a little, the others much."""
+    """Adapters as if trained: the first three change their representation a little, the others
+    much."""
     torch.manual_seed(3)
     for i, adapter in enumerate(adapters(model)):
         for p in adapter.own_parameters():
@@ -55,10 +56,15 @@ def test_the_threshold_is_monotone(first: float, second: float) -> None:
 # ------------------------------------------------------------------ freezing
 
 
-def three_steps_and_gradients(tmp_path: Path) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, Tensor]]:
+def three_steps_and_gradients(
+    tmp_path: Path,
+) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, Tensor]]:
     """A model with adapters, its optimizer after three steps, and the gradients of a fourth batch."""
     data, ctx = small_data(tmp_path), small_context(tmp_path)
-    model, plugin = small_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), method("safe")
+    model, plugin = (
+        small_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        method("safe"),
+    )
     plugin.attach(model, data, ctx)
     optimizer = plugin.optimizer(plugin.parameter_groups(model, ctx), ctx)
     for step in range(3):
@@ -67,7 +73,11 @@ def three_steps_and_gradients(tmp_path: Path) -> tuple[nn.Module, torch.optim.Op
         optimizer.step()
     optimizer.zero_grad()
     model(**batch_of(data, 3)).loss.backward()
-    return model, optimizer, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return (
+        model,
+        optimizer,
+        {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None},
+    )
 
 
 def test_a_freeze_leaves_the_gradients_of_the_others_unchanged(tmp_path: Path) -> None:
@@ -133,14 +143,20 @@ def test_frozen_adapters_are_bit_identical_to_the_end(tmp_path: Path) -> None:
     run(model, safe, data, ctx)
     assert 0 < len(seen) < 8
     for i, kept in seen.items():
-        assert all(torch.equal(p, k) for p, k in zip(adapters(model)[i].own_parameters(), kept, strict=True))
+        assert all(
+            torch.equal(p, k)
+            for p, k in zip(adapters(model)[i].own_parameters(), kept, strict=True)
+        )
 
 
 def test_with_tau_zero_it_is_adapter_tuning_bit_for_bit(tmp_path: Path) -> None:
     data = small_data(tmp_path)
     results = []
     for name in ("adapter", "safe@plain"):
-        model, ctx = small_model(), small_context(tmp_path)  # dropout is on: the RNG must be undisturbed too
+        model, ctx = (
+            small_model(),
+            small_context(tmp_path),
+        )  # dropout is on: the RNG must be undisturbed too
         run(model, stack(name), data, ctx)
         results.append((model.state_dict(), torch.get_rng_state(), ctx.details))
     (first, first_rng, _), (second, second_rng, details) = results
@@ -154,7 +170,9 @@ def test_frozen_adapters_never_thaw_and_the_checks_are_reported(tmp_path: Path) 
     data, ctx = small_data(tmp_path), small_context(tmp_path)
     run(small_model(), stack("safe", tau=0.5), data, ctx)
     checks = ctx.details["checks"]
-    assert [c["progress"] for c in checks] == [k / 10 for k in range(3, 10)]  # after the warm-up, before the end
+    assert [c["progress"] for c in checks] == [
+        k / 10 for k in range(3, 10)
+    ]  # after the warm-up, before the end
     assert all(set(a["frozen"]) <= set(b["frozen"]) for a, b in itertools.pairwise(checks))
     assert checks[-1]["frozen"] == list(range(8))
     assert checks[-1]["first_trainable_layer"] is None
@@ -175,7 +193,9 @@ def test_a_check_freezes_exactly_what_is_under_the_threshold(tmp_path: Path) -> 
     assert plugin.on_progress(model, optimizer, 0.8, ctx) == Change(model)
     check = ctx.details["checks"][-1]
     assert check["frozen"] == [0, 1, 2]
-    assert check["first_trainable_layer"] == 1  # the attention adapter of layer 1 is frozen, the other is not
+    assert (
+        check["first_trainable_layer"] == 1
+    )  # the attention adapter of layer 1 is frozen, the other is not
     assert check["importance"] == list(values.values())
     assert plugin.on_progress(model, optimizer, 0.9, ctx) is None  # nothing new
     assert ctx.details["checks"][-1]["importance"] == [None] * 3 + list(values.values())[3:]
@@ -219,8 +239,12 @@ def test_a_bf16_probe_sees_what_bf16_training_sees_and_compares_it_in_fp32(tmp_p
     mask = plugin.probe["attention_mask"].bool()
     hooks = []
     for i, a in enumerate(adapters(model)):
-        hooks.append(a.base.register_forward_hook(lambda _m, _i, out, i=i: before.__setitem__(i, out[mask])))
-        hooks.append(a.register_forward_hook(lambda _m, _i, out, i=i: after.__setitem__(i, out[mask])))
+        hooks.append(
+            a.base.register_forward_hook(lambda _m, _i, out, i=i: before.__setitem__(i, out[mask]))
+        )
+        hooks.append(
+            a.register_forward_hook(lambda _m, _i, out, i=i: after.__setitem__(i, out[mask]))
+        )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model.eval()(**plugin.probe)
     for hook in hooks:
@@ -231,8 +255,12 @@ def test_a_bf16_probe_sees_what_bf16_training_sees_and_compares_it_in_fp32(tmp_p
     assert before[0].dtype == after[0].dtype == torch.bfloat16
     assert seen == {torch.bfloat16}
     expected = {i: 1 - cka(after[i], before[i]) for i in range(8)}
-    assert dict(enumerate(ctx.details["checks"][-1]["importance"])) == pytest.approx(expected, abs=1e-6)
-    assert importances(model, plugin.probe) != pytest.approx(expected, rel=0.05)  # rounding is part of what is seen
+    assert dict(enumerate(ctx.details["checks"][-1]["importance"])) == pytest.approx(
+        expected, abs=1e-6
+    )
+    assert importances(model, plugin.probe) != pytest.approx(
+        expected, rel=0.05
+    )  # rounding is part of what is seen
 
 
 def test_a_probe_leaves_training_undisturbed(tmp_path: Path) -> None:
@@ -249,7 +277,9 @@ def test_a_probe_leaves_training_undisturbed(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), rng)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert all(torch.equal(p.grad, gradients[n]) for n, p in model.named_parameters() if p.grad is not None)
+    assert all(
+        torch.equal(p.grad, gradients[n]) for n, p in model.named_parameters() if p.grad is not None
+    )
     assert not any(m._forward_hooks for m in model.modules())
     assert importances(model, probe_of(data)) == first  # eval mode: no dropout in the probe
 
@@ -270,7 +300,9 @@ def test_the_probe_holds_enough_tokens(tmp_path: Path) -> None:
     assert 4 * 16 <= ctx.details["probe_tokens"] < 4 * 16 + 14
     assert int(plugin.probe["attention_mask"].sum()) == ctx.details["probe_tokens"]
     assert "labels" not in plugin.probe
-    assert bool(plugin.probe["attention_mask"].all())  # the longest examples, so no time goes into padding
+    assert bool(
+        plugin.probe["attention_mask"].all()
+    )  # the longest examples, so no time goes into padding
 
 
 def test_fresh_adapters_have_no_importance_so_the_warm_up_must_be_real(tmp_path: Path) -> None:
@@ -296,7 +328,9 @@ def test_a_declared_prefix_is_frozen_from_the_start(tmp_path: Path) -> None:
     plugin.attach(model, data, ctx)
     learning = [a.down.weight.requires_grad for a in adapters(model)]
     assert learning == [False] * 6 + [True] * 2
-    assert trainable(model) == sum(p.numel() for a in adapters(model)[6:] for p in a.own_parameters())
+    assert trainable(model) == sum(
+        p.numel() for a in adapters(model)[6:] for p in a.own_parameters()
+    )
     optimizer = plugin.optimizer(plugin.parameter_groups(model, ctx), ctx)
     plugin.on_progress(model, optimizer, 0.9, ctx)
     assert ctx.details["checks"][-1]["first_trainable_layer"] == 3

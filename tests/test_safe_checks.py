@@ -8,20 +8,44 @@ from pathlib import Path
 
 import pytest
 
-from leantune import record
+from leantune.files import record
 
 
-def test_the_record_has_peak_work_and_first_trainable_layer_after_every_freeze(tmp_path: Path) -> None:
-    """Half of the layers are left at the start; a high threshold then freezes the rest, so only the head learns."""
+def test_the_record_has_peak_work_and_first_trainable_layer_after_every_freeze(
+    tmp_path: Path,
+) -> None:
+    """Half of the layers are left at the start; a high threshold then freezes the rest, so only the
+    head learns."""
     out = tmp_path / "row.json"
     settings = [
-        "task.steps=10", "task.train=64", "task.validation=16", "task.test=16", "task.evaluations=1", "task.length=16",
-        "safe.prefix=3", "safe.tau=0.5",
-    ]  # fmt: skip
-    words = ["run", "--model", "minilm-l6", "--task", "sentiment", "--method", "safe", "--device", "cpu", "--out", out]
+        "task.steps=10",
+        "task.train=64",
+        "task.validation=16",
+        "task.test=16",
+        "task.evaluations=1",
+        "task.length=16",
+        "safe.prefix=3",
+        "safe.tau=0.5",
+    ]
+    words = [
+        "run",
+        "--model",
+        "minilm-l6",
+        "--task",
+        "sentiment",
+        "--method",
+        "safe",
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    ]
     sets = [w for s in settings for w in ("--set", s)]
     done = subprocess.run(
-        [sys.executable, "-m", "leantune", *map(str, words), *sets], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "leantune", *map(str, words), *sets],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from leantune.errors import Unsupported
 from leantune.meter.device import fake_gpu
-from leantune.meter.simulate import (
+from leantune.meter.fake_cuda import (
     CAST_TO_FP32,
     RESULT_IN_FP32,
     cuda_path,
@@ -33,26 +33,38 @@ MIB = 2**20
 
 
 def bert_base(method: str) -> nn.Module:
-    """bert-base on the meta device; head is classifier and pooler (bitfit: classifier), lora r 8 by peft."""
+    """bert-base on the meta device; head is classifier and pooler (bitfit: classifier), lora r 8 by
+    peft."""
     with torch.device("meta"):
         model = BertForSequenceClassification(BertConfig(num_labels=2))
         if method == "lora":
-            config = LoraConfig(r=8, lora_dropout=0.1, target_modules=["query", "value"], task_type="SEQ_CLS")
+            config = LoraConfig(
+                r=8, lora_dropout=0.1, target_modules=["query", "value"], task_type="SEQ_CLS"
+            )
             return get_peft_model(model, config)  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
         head = "classifier" in name or (method == "head" and "pooler" in name)
-        parameter.requires_grad_(method == "full" or head or (method == "bitfit" and name.endswith("bias")))
+        parameter.requires_grad_(
+            method == "full" or head or (method == "bitfit" and name.endswith("bias"))
+        )
     return model
 
 
 def tiny_bert(**config: int) -> nn.Module:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     return BertForSequenceClassification(
         BertConfig(vocab_size=100, max_position_embeddings=64, **{**sizes, **config}, num_labels=2)
     )
 
 
-def probe(model: nn.Module, size: int, length: int, fused: bool = True, autocast: bool = False) -> MemoryReading:
+def probe(
+    model: nn.Module, size: int, length: int, fused: bool = True, autocast: bool = False
+) -> MemoryReading:
     """Three steps of AdamW on a fake copy. Enter `fake_mode()` (and `cuda_path()`) first."""
     fake = fake_copy(model).train()
     trained = [p for p in fake.parameters() if p.requires_grad]
@@ -102,7 +114,9 @@ def test_bert_base_8x128_on_the_plain_cpu_path() -> None:
     with fake_mode():
         reading = probe(model, 8, 128, fused=False)
     assert reading.peak_bytes == 2_250_687_372  # 2146.4 MiB
-    assert [round(reading.by_kind[k] / MIB, 1) for k in ("weights", "optimizer", "activations")] == [
+    assert [
+        round(reading.by_kind[k] / MIB, 1) for k in ("weights", "optimizer", "activations")
+    ] == [
         417.6,
         835.3,
         864.2,
@@ -135,7 +149,10 @@ def test_a_fake_copy_has_the_structure_and_none_of_the_memory() -> None:
     assert {n: (p.shape, p.dtype, p.requires_grad) for n, p in fake.named_parameters()} == {
         n: (p.shape, p.dtype, p.requires_grad) for n, p in model.named_parameters()
     }
-    assert all(isinstance(t, FakeTensor) for t in [*fake.parameters(), *fake.buffers(), fake.plain["tables"][0]])
+    assert all(
+        isinstance(t, FakeTensor)
+        for t in [*fake.parameters(), *fake.buffers(), fake.plain["tables"][0]]
+    )
     assert all(isinstance(p, nn.Parameter) for p in fake.parameters())
     assert fake.classifier.weight is fake.tied
     assert fake.classifier.weight.leantune_head
@@ -181,7 +198,9 @@ def saved_bytes(run: object) -> int:
         meter.track(inputs, "inputs")
         meter.mark("forward")
         result = run(*inputs)
-        live = sum(n for block, n, _ in meter._live.values() if meter.kind_of(block) == "activations")
+        live = sum(
+            n for block, n, _ in meter._live.values() if meter.kind_of(block) == "activations"
+        )
     return live - result.nbytes
 
 
@@ -207,7 +226,9 @@ def test_attention_keeps_no_probabilities() -> None:
             fused = saved_bytes(attend)
     square = 2 * 4 * 16 * 16 * 4
     assert probabilities >= 2 * square
-    assert fused < square  # log-sum-exp (32 rows at least), the mask as a bias, the generator's state
+    assert (
+        fused < square
+    )  # log-sum-exp (32 rows at least), the mask as a bias, the generator's state
 
 
 @pytest.mark.parametrize(("length", "padded"), [(16, 0), (13, 2 * 13 * 16 * 4)])
@@ -231,14 +252,18 @@ def test_grouped_heads_are_repeated_only_where_the_kernel_needs_it() -> None:
                 out = F.scaled_dot_product_attention(q, k, k, is_causal=True, enable_gqa=True)
             sizes = [size for _, size in meter.trace]
             assert out.shape == q.shape
-            assert (sizes.count(q.nbytes) >= 4) == repeated  # q, the result, and repeated keys and values
+            assert (
+                sizes.count(q.nbytes) >= 4
+            ) == repeated  # q, the result, and repeated keys and values
 
 
 def header_macro(name: str) -> set[str]:
     header = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
     body = re.search(rf"#define {name}\(_\)(.*?)\n\n", header.read_text(), re.DOTALL)
     assert body is not None
-    return {".".join(re.split(r",\s*", entry)) for entry in re.findall(r"_\(([\w, ]+)\)", body.group(1))}
+    return {
+        ".".join(re.split(r",\s*", entry)) for entry in re.findall(r"_\(([\w, ]+)\)", body.group(1))
+    }
 
 
 def test_the_autocast_lists_are_those_of_the_installed_torch() -> None:
@@ -308,9 +333,14 @@ def test_checkpointing_recomputes_on_the_same_path() -> None:
 
 def test_autocast_on_a_decoder() -> None:
     config = LlamaConfig(
-        vocab_size=100, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, use_cache=False,
-    )  # fmt: skip
+        vocab_size=100,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_cache=False,
+    )
     model = LlamaForCausalLM(config)
     with fake_mode(), cuda_path():
         half = probe(model, 16, 64, autocast=True)
@@ -324,7 +354,9 @@ SMALL = tiny_bert(num_hidden_layers=1)
 
 @settings(max_examples=3, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 40), st.integers(0, 3), st.integers(0, 9))
-def test_the_peak_never_falls_with_batch_or_length(size: int, length: int, more: int, longer: int) -> None:
+def test_the_peak_never_falls_with_batch_or_length(
+    size: int, length: int, more: int, longer: int
+) -> None:
     with fake_mode(), cuda_path():
         less = probe(SMALL, size, length).peak_bytes
         assert probe(SMALL, size + more, length + longer).peak_bytes >= less
@@ -352,7 +384,9 @@ def test_a_device_apart_from_the_host_counts_copies_and_not_the_host() -> None:
             meter.watch(model)
             assert meter.live_bytes == size  # the weight alone
             loss = model(torch.ones(256, 256, device=gpu)).sum()
-            assert [change for _, change in meter.trace].count(size) == 5  # weight, x, product, table, product
+            assert [change for _, change in meter.trace].count(
+                size
+            ) == 5  # weight, x, product, table, product
             loss.backward()
             optimizer = torch.optim.AdamW(model.parameters())
             optimizer.step()

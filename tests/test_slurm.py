@@ -18,10 +18,12 @@ import psutil
 import pytest
 import yaml
 
-from leantune import plan, registry
-from leantune.record import read_record
+from leantune.files.parse import read_yaml
+from leantune.files.record import read_record
+from leantune.spec import plugins
+from leantune.spec.config import expand, load_config
 
-ROOT = registry.roots()[0]
+ROOT = plugins.roots()[0]
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 SLURM_CONF = """\
@@ -75,11 +77,15 @@ class Slurm:
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"], "/usr/sbin"])
         self.environment["PATH"] = f"{folder}{os.pathsep}{path}"
-        # Inside a job the executor starts srun without SLURM_CONF; a real cluster has its file in /etc.
+        # Inside a job the executor starts srun without SLURM_CONF; a real cluster has its file in
+        # /etc.
         srun = folder / "srun"
-        srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n')
+        srun.write_text(
+            f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n'
+        )
         srun.chmod(0o755)
-        # Nor has it accounting. While the controller is slow to answer, the executor would turn to sacct for good.
+        # Nor has it accounting. While the controller is slow to answer, the executor would turn to
+        # sacct for good.
         which = folder / "which"
         which.write_text(f'#!/bin/sh\n[ "$1" != sacct ] && exec {shutil.which("which")} "$@"\n')
         which.chmod(0o755)
@@ -91,8 +97,17 @@ class Slurm:
             for one in bound:
                 one.bind(("127.0.0.1", 0))
             ports = [one.getsockname()[1] for one in bound]
-        host, memory = socket.gethostname().partition(".")[0], psutil.virtual_memory().total // 2**20
-        words = {"host": host, "ports": ports, "folder": folder, "cpus": os.cpu_count(), "memory": int(memory * 0.8)}
+        host, memory = (
+            socket.gethostname().partition(".")[0],
+            psutil.virtual_memory().total // 2**20,
+        )
+        words = {
+            "host": host,
+            "ports": ports,
+            "folder": folder,
+            "cpus": os.cpu_count(),
+            "memory": int(memory * 0.8),
+        }
         (folder / "slurm.conf").write_text(SLURM_CONF.format(**words))
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
@@ -100,8 +115,15 @@ class Slurm:
 
     def start(self) -> None:
         at = self.folder
-        files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munge.pid", "log-file": "munge.log"}
-        words = [f"--{name}={at / file}" for name, file in {**files, "seed-file": "munge.seed"}.items()]
+        files = {
+            "key-file": "munge.key",
+            "socket": "munge.socket",
+            "pid-file": "munge.pid",
+            "log-file": "munge.log",
+        }
+        words = [
+            f"--{name}={at / file}" for name, file in {**files, "seed-file": "munge.seed"}.items()
+        ]
         self._start("munged", "--foreground", "--force", *words)
         wait_for("munged", (at / "munge.socket").exists)
         self._start("slurmctld", "-D", "-i")
@@ -109,32 +131,46 @@ class Slurm:
 
     def start_node(self) -> None:
         self._start("slurmd", "-D")
-        wait_for("the node", lambda: self.output("sinfo", "-h", "-o", "%t").strip() in ("idle", "mix", "alloc"))
+        wait_for(
+            "the node",
+            lambda: self.output("sinfo", "-h", "-o", "%t").strip() in ("idle", "mix", "alloc"),
+        )
 
     def _start(self, name: str, *words: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:
-            self.daemons[name] = subprocess.Popen([name, *words], env=self.environment, stdout=log, stderr=log)
+            self.daemons[name] = subprocess.Popen(
+                [name, *words], env=self.environment, stdout=log, stderr=log
+            )
 
     def kill_node(self) -> None:
         """What a power cut does: the daemon, its steps and their processes are gone at once."""
         daemon = psutil.Process(self.daemons["slurmd"].pid)
         steps = [p for p in psutil.process_iter(["name"]) if self._is_step(p)]
-        family = [daemon, *(one for step in steps for one in [step, *step.children(recursive=True)])]
+        family = [
+            daemon,
+            *(one for step in steps for one in [step, *step.children(recursive=True)]),
+        ]
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
         self.daemons["slurmd"].wait()
 
     def _is_step(self, process: psutil.Process) -> bool:
-        """Whether it is a step of this cluster, not of another one on this machine: its socket lies in our folder."""
+        """Whether it is a step of this cluster, not of another one on this machine: its socket lies
+        in our folder."""
         if not process.info["name"].startswith("slurmstepd"):
             return False
         with contextlib.suppress(psutil.Error):
-            return any(str(one.laddr).startswith(f"{self.folder}/") for one in process.net_connections("unix"))
+            return any(
+                str(one.laddr).startswith(f"{self.folder}/")
+                for one in process.net_connections("unix")
+            )
         return False
 
     def output(self, *words: str) -> str:
-        return subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False).stdout
+        return subprocess.run(
+            words, env=self.environment, capture_output=True, text=True, check=False
+        ).stdout
 
     def running(self) -> list[str]:
         return self.output("squeue", "-h", "-t", "RUNNING", "-o", "%i").split()
@@ -156,7 +192,9 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
     path = os.environ["PATH"] + os.pathsep + "/usr/sbin"
     lacking = [name for name in DAEMONS if shutil.which(name, path=path) is None]
     if os.geteuid() != 0 or lacking:
-        pytest.fail(f"needs root and Slurm ({', '.join(lacking) or 'not root'}); `make slurm-test` installs it")
+        pytest.fail(
+            f"needs root and Slurm ({', '.join(lacking) or 'not root'}); `make slurm-test` installs it"
+        )
     folder = tmp_path / "slurm"
     folder.mkdir()
     cluster = Slurm(folder)
@@ -173,22 +211,29 @@ class Run:
     def __init__(self, folder: Path, slurm: Slurm) -> None:
         self.folder, self.slurm = folder, slurm
         (folder / "config").mkdir(parents=True)
-        config = {**registry.read_yaml(SMOKE), "output": "out", "device": "cpu"}
+        config = {**read_yaml(SMOKE), "output": "out", "device": "cpu"}
         (folder / "config" / "config.yaml").write_text(yaml.safe_dump(config))
-        self.cells = {(cell.task.name, cell.method) for cell in plan.expand(plan.load_config(config))}
+        self.cells = {(cell.task.name, cell.method) for cell in expand(load_config(config))}
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
         words += ["--profile", str(ROOT / "profiles" / "slurm"), "--slurm-status-command", "squeue"]
         words += ["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "5", *more]
         with (self.folder / "snakemake.log").open("ab") as log:
-            return subprocess.Popen(words, cwd=self.folder, env=self.slurm.environment, stdout=log, stderr=log)
+            return subprocess.Popen(
+                words, cwd=self.folder, env=self.slurm.environment, stdout=log, stderr=log
+            )
 
     def records(self) -> dict[tuple[str, str], int]:
         """The records that are there, by task and method, and when each was written."""
-        found = [(read_record(path), path.stat().st_mtime_ns) for path in self.folder.rglob("records/**/*.json")]
+        found = [
+            (read_record(path), path.stat().st_mtime_ns)
+            for path in self.folder.rglob("records/**/*.json")
+        ]
         assert {record["status"] for record, _ in found} <= {"ok"}
-        written = {(record["cell"]["task"], record["cell"]["method"]): when for record, when in found}
+        written = {
+            (record["cell"]["task"], record["cell"]["method"]): when for record, when in found
+        }
         assert len(written) == len(found)
         return written
 
@@ -212,10 +257,16 @@ def test_a_grid_comes_through_a_cancelled_job_and_a_dead_node_with_every_record_
         slurm.output("scancel", cancelled)
         wait_for("another job", lambda: [job for job in slurm.running() if job != cancelled])
         slurm.kill_node()
-        wait_for("the node's death to be seen", lambda: "down" in slurm.output("sinfo", "-h", "-o", "%t"), 120)
+        wait_for(
+            "the node's death to be seen",
+            lambda: "down" in slurm.output("sinfo", "-h", "-o", "%t"),
+            120,
+        )
         slurm.start_node()
         for job in slurm.output("squeue", "-h", "-t", "PENDING", "-o", "%i").split():
-            slurm.output("scontrol", "update", f"JobId={job}", "StartTime=now")  # else Slurm waits two minutes
+            slurm.output(
+                "scontrol", "update", f"JobId={job}", "StartTime=now"
+            )  # else Slurm waits two minutes
         assert first.wait(500) != 0, run.log
         before = run.records()
         assert len(before) < len(run.cells), run.log

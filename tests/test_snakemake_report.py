@@ -1,4 +1,5 @@
-"""`snakemake --report`: the tables and figures with their categories, labels and captions, without network."""
+"""`snakemake --report`: the tables and figures with their categories, labels and captions, without
+network."""
 
 import json
 import os
@@ -35,9 +36,24 @@ def html(tmp_path_factory):
     figures = project.folder / "out" / "figures"
     figures.mkdir()
     (figures / "chart-curves.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
-    words = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--report", "report.html"]
-    environment = {**os.environ, "LEANTUNE_PLUGINS": str(project.plugins), "HTTP_PROXY": DEAD, "HTTPS_PROXY": DEAD}
-    done = subprocess.run(words, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
+    words = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--report",
+        "report.html",
+    ]
+    environment = {
+        **os.environ,
+        "LEANTUNE_PLUGINS": str(project.plugins),
+        "HTTP_PROXY": DEAD,
+        "HTTPS_PROXY": DEAD,
+    }
+    done = subprocess.run(
+        words, cwd=project.folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return (project.folder / "report.html").read_text()
 

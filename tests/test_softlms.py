@@ -10,17 +10,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import ADAPTABLE, batch_of, method, run, small_context, small_data, small_model, stack, trainable
+from small import (
+    ADAPTABLE,
+    batch_of,
+    method,
+    run,
+    small_context,
+    small_data,
+    small_model,
+    stack,
+    trainable,
+)
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from leantune import loading
 from leantune.api import Unsupported, is_head
+from leantune.models import export
 from leantune.modules import FactoredLinear, factored_ranks, place_factored
-from leantune.predict import Probe
-from leantune.registry import load_method
+from leantune.prediction.one import Probe
 from leantune.svd import decompose, weight_of
-from leantune.train import Schedule
+from leantune.training.loop import Schedule
+from leantune.training.stack import load_method
 
 load_method("fwsvd")
 from leantune_plugins.softlms import budget  # noqa: E402
@@ -29,7 +39,9 @@ from leantune_plugins.softlms.layers import SoftLinear, saves  # noqa: E402
 THRESHOLDS = pytest.mark.parametrize("threshold", ["relu", "ste"])
 
 
-def soft_layer(threshold: str = "relu", out: int = 6, into: int = 9, conv1d: bool = False) -> SoftLinear:
+def soft_layer(
+    threshold: str = "relu", out: int = 6, into: int = 9, conv1d: bool = False
+) -> SoftLinear:
     torch.manual_seed(0)
     base = (Conv1D(out, into) if conv1d else nn.Linear(into, out)).double()
     return SoftLinear(base, decompose(weight_of(base)), threshold, 0.0, 0.05)
@@ -67,7 +79,11 @@ def test_rank_never_rises_with_alpha(threshold: str, alphas: list[float]) -> Non
     for alpha in sorted(alphas):
         layer.alpha.data.fill_(alpha)
         ranks.append(int(layer.kept()))
-        assert ranks[-1] == int((layer.values() > 0).sum()) == torch.linalg.matrix_rank(layer.weight).item()
+        assert (
+            ranks[-1]
+            == int((layer.values() > 0).sum())
+            == torch.linalg.matrix_rank(layer.weight).item()
+        )
     assert ranks == sorted(ranks, reverse=True)
 
 
@@ -97,7 +113,9 @@ def test_ste_value_is_the_hard_threshold_and_its_gradient_the_sigmoids() -> None
     layer = soft_layer("ste")
     layer.alpha.data.fill_(0.4)
     S, a, t = layer.S.detach(), 0.4 * layer.scale, 0.05 * layer.scale
-    torch.testing.assert_close(layer.values().detach(), torch.where(a < S, S, 0.0), rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        layer.values().detach(), torch.where(a < S, S, 0.0), rtol=0, atol=1e-15
+    )
     layer.values().sum().backward()
     gate = torch.sigmoid((S - a) / t)
     expected = -(S * gate * (1 - gate) / t).sum() * layer.scale
@@ -152,9 +170,14 @@ def test_set_rank_keeps_exactly_that_many(rank: int, alpha: float) -> None:
 @pytest.mark.parametrize(
     ("out", "into", "largest"),
     [
-        (768, 768, 383), (768, 3072, 614), (1024, 1024, 511), (1024, 4096, 819), (384, 384, 191), (384, 1536, 307),
+        (768, 768, 383),
+        (768, 3072, 614),
+        (1024, 1024, 511),
+        (1024, 4096, 819),
+        (384, 384, 191),
+        (384, 1536, 307),
     ],
-)  # fmt: skip
+)
 def test_largest_rank_that_still_saves(out: int, into: int, largest: int) -> None:
     assert saves(largest, out, into)
     assert not saves(largest + 1, out, into)
@@ -205,20 +228,30 @@ def test_thresholds_have_their_own_rate_and_no_decay(tmp_path: Path) -> None:
     assert {id(p) for p in alphas["params"]} == {id(m.alpha) for m in layers}
     assert {id(p) for p in values["params"]} == {id(m.S) for m in layers}
     assert [(g["lr"], g.get("weight_decay")) for g in (alphas, values, head)] == [
-        (0.5, 0.0), (0.25, 0.0), (ctx.head_lr, None),
-    ]  # fmt: skip
+        (0.5, 0.0),
+        (0.25, 0.0),
+        (ctx.head_lr, None),
+    ]
     assert trainable(model) == sum(m.S.numel() + 1 for m in layers)
 
 
 @pytest.mark.parametrize("name", ADAPTABLE)
 @THRESHOLDS
 def test_both_stages_in_every_family(tmp_path: Path, name: str, threshold: str) -> None:
-    """Thresholds reach the budget, the factored model comes from on_progress, learns, and is what is exported."""
+    """Thresholds reach the budget, the factored model comes from on_progress, learns, and is what
+    is exported."""
     kind = "causal_lm" if name in ("llama", "gpt2") else "classification"
     data, model = small_data(tmp_path, kind), small_model(name, kind)
     ctx = small_context(tmp_path, name, kind, steps=20)
     cell = stack(
-        "softlms", kind, multiple=1, threshold=threshold, alpha_reach=2.0, values_lr=1e-3, lr=1e-2, strength=10.0
+        "softlms",
+        kind,
+        multiple=1,
+        threshold=threshold,
+        alpha_reach=2.0,
+        values_lr=1e-3,
+        lr=1e-2,
+        strength=10.0,
     )
     optimizer = run(model, cell, data, ctx)
     plugin = cell.methods["adaptation"]
@@ -240,7 +273,9 @@ def test_both_stages_in_every_family(tmp_path: Path, name: str, threshold: str) 
 
 
 @THRESHOLDS
-def test_the_factored_model_equals_the_soft_model(minilm: nn.Module, tmp_path: Path, threshold: str) -> None:
+def test_the_factored_model_equals_the_soft_model(
+    minilm: nn.Module, tmp_path: Path, threshold: str
+) -> None:
     plugin = method("softlms", threshold=threshold)
     plugin.attach(minilm, None, small_context(tmp_path))
     for i, layer in enumerate(soft_layers(minilm)):
@@ -278,7 +313,9 @@ def test_thresholds_stay_at_or_above_zero(tmp_path: Path) -> None:
     assert all(layer.alpha == 0 for layer in soft_layers(model))
 
 
-def test_embeddings_layernorms_and_head_stay_dense_and_only_the_head_of_them_trains(tmp_path: Path) -> None:
+def test_embeddings_layernorms_and_head_stay_dense_and_only_the_head_of_them_trains(
+    tmp_path: Path,
+) -> None:
     model, ctx = small_model(), small_context(tmp_path)
     rest = {n: p for n, p in model.named_parameters() if ".dense." not in n and ".self." not in n}
     method("svd", multiple=1).attach(model, None, ctx)
@@ -299,7 +336,9 @@ def test_a_probe_runs_in_both_stages_and_disturbs_nothing(tmp_path: Path) -> Non
         if stage == 1:
             for layer in soft_layers(model):
                 layer.alpha.data.fill_(0.9)
-            assert cell.on_progress(model, torch.optim.SGD(model.parameters()), 0.1, ctx) is not None
+            assert (
+                cell.on_progress(model, torch.optim.SGD(model.parameters()), 0.1, ctx) is not None
+            )
     assert peaks[1] < peaks[0]  # half of the linears instead of all of U, S and V
 
 
@@ -314,7 +353,10 @@ def test_excluded_linears_stay_dense_and_out_of_the_count(tmp_path: Path) -> Non
 def test_export_dense_multiplies_the_factors_back(tmp_path: Path) -> None:
     model, data = small_model("gpt2", "causal_lm").eval(), small_data(tmp_path, "causal_lm")
     plain = copy.deepcopy(model)
-    plugin, ctx = method("svd", "causal_lm", multiple=1), small_context(tmp_path, "gpt2", "causal_lm")
+    plugin, ctx = (
+        method("svd", "causal_lm", multiple=1),
+        small_context(tmp_path, "gpt2", "causal_lm"),
+    )
     plugin.attach(model, data, ctx)
     expected = model(**batch_of(data)).logits
     dense = plugin.export(model, ctx, dense=True)
@@ -326,7 +368,7 @@ def test_exported_model_is_saved_and_loaded(tmp_path: Path) -> None:
     model, data = small_model().eval(), small_data(tmp_path)
     plugin, ctx = method("svd", multiple=1), small_context(tmp_path)
     plugin.attach(model, data, ctx)
-    loading.save(plugin.export(model, ctx), tmp_path / "out")
-    loaded = loading.load(tmp_path / "out")
+    export.save(plugin.export(model, ctx), tmp_path / "out")
+    loaded = export.load(tmp_path / "out")
     assert factored_ranks(loaded) == factored_ranks(model)
     assert torch.equal(loaded(**batch_of(data)).logits, model(**batch_of(data)).logits)

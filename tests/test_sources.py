@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from leantune.errors import BadInput
-from leantune.sources import fetch
+from leantune.fetch.source import fetch
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,7 +81,11 @@ def wheel(tmp_path, cache, monkeypatch):
 
 
 def block(wheel, **changes):
-    return {"package": "tiny-data==1.0", "sha256": sha256(wheel), "path": "tiny_data/words.txt"} | changes
+    return {
+        "package": "tiny-data==1.0",
+        "sha256": sha256(wheel),
+        "path": "tiny_data/words.txt",
+    } | changes
 
 
 # ------------------------------------------------------------------ packages
@@ -131,14 +135,18 @@ def test_missing_network_is_one_sentence_and_leaves_nothing(wheel, cache, monkey
 
 
 def test_two_processes_fetch_once(wheel, cache, tmp_path):
-    code = "import json, sys; from leantune.sources import fetch; print(fetch(json.loads(sys.argv[1])).read_text())"
+    code = "import json, sys; from leantune.fetch.source import fetch; print(fetch(json.loads(sys.argv[1])).read_text())"
     command = [sys.executable, "-c", code, json.dumps(block(wheel))]
     logs = [tmp_path / f"pip{i}.log" for i in range(2)]
     started = [
-        subprocess.Popen(command, env={**os.environ, "PIP_LOG": str(log)}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env={**os.environ, "PIP_LOG": str(log)}, stdout=subprocess.PIPE, text=True
+        )
         for log in logs
     ]
-    assert [process.communicate(timeout=120)[0].strip() for process in started] == ["some words"] * 2
+    assert [process.communicate(timeout=120)[0].strip() for process in started] == [
+        "some words"
+    ] * 2
     assert sum(log.exists() for log in logs) == 1  # only one of them started pip
 
 
@@ -163,7 +171,9 @@ def test_damaged_cache_file_that_cannot_be_replaced_is_an_error(wheel, cache):
     source = block(wheel)
     fetch(source).unlink()
     wheel.unlink()
-    with pytest.raises(BadInput, match=r"damaged \(tiny_data/words.txt is missing\) and cannot be replaced"):
+    with pytest.raises(
+        BadInput, match=r"damaged \(tiny_data/words.txt is missing\) and cannot be replaced"
+    ):
         fetch(source)
 
 
@@ -281,6 +291,6 @@ def test_local_file_hash(tmp_path):
 
 
 def test_sources_do_not_import_torch():
-    code = "import leantune.sources, sys; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    code = "import leantune.fetch.source, sys; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

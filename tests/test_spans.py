@@ -1,4 +1,5 @@
-"""Questions answered by a span: windows, the tokens of an answer and back, the best span, and SQuAD's scores."""
+"""Questions answered by a span: windows, the tokens of an answer and back, the best span, and
+SQuAD's scores."""
 
 from __future__ import annotations
 
@@ -18,21 +19,29 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from leantune import metrics, models, registry, report, spans, stats, tables
+from leantune import metrics, report
 from leantune.api import is_head
-from leantune.data import Collate, batches, load_data, sample_hash
+from leantune.data import question_answering
+from leantune.data.collate import Collate, batches
+from leantune.data.load import load_data, sample_hash
+from leantune.data.question_answering import LONGEST, best_spans, windows
 from leantune.errors import BadInput
-from leantune.evaluate import span_answers
+from leantune.files.text import read_csv
+from leantune.metrics import stats
 from leantune.metrics.question_answering import exact_match, token_f1
-from leantune.predict import predict_names
-from leantune.probe import longest_batch
-from leantune.spans import LONGEST, best_spans, windows
-from leantune.text import read_csv
+from leantune.models.load import load_tokenizer
+from leantune.prediction.metered_step import longest_batch
+from leantune.prediction.one import predict_names
+from leantune.results import build
+from leantune.spec import plugins
+from leantune.training.evaluation import span_answers
 
 
 def paired(types: bool = True) -> PreTrainedTokenizerFast:
     """Words and punctuation, framed in pairs as BERT does."""
-    made = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, ".": 4}, unk_token="[UNK]"))
+    made = Tokenizer(
+        WordLevel({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, ".": 4}, unk_token="[UNK]")
+    )
     made.pre_tokenizer = Whitespace()
     frame = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
     made.post_processor = TemplateProcessing(**frame, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
@@ -52,7 +61,9 @@ def rows(context, answer, start, question="which one?"):
 def examples(draw):
     word = st.text("ab.,é中", min_size=1, max_size=5)
     words = draw(st.lists(word, min_size=1, max_size=60))
-    context = draw(st.sampled_from(["", "  "])) + draw(st.sampled_from([" ", "  ", "\n"])).join(words)
+    context = draw(st.sampled_from(["", "  "])) + draw(st.sampled_from([" ", "  ", "\n"])).join(
+        words
+    )
     visible = [i for i, letter in enumerate(context) if not letter.isspace()]
     start, last = sorted((draw(st.sampled_from(visible)), draw(st.sampled_from(visible))))
     return context, start, last + 1, draw(st.lists(word, max_size=30)), draw(st.integers(12, 48))
@@ -64,13 +75,21 @@ def test_an_answer_is_found_again_in_every_window_that_holds_it(example):
     context, start, end, question, length = example
     tokenizer = paired()
     answer = context[start:end]
-    made = windows(rows(context, answer, start, " ".join(question)), tokenizer, length, located=True)
-    whole = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    made = windows(
+        rows(context, answer, start, " ".join(question)), tokenizer, length, located=True
+    )
+    whole = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
     touched = [place for place in whole if place[1] > start and place[0] < end]
-    expected = context[touched[0][0] : touched[-1][1]]  # of whole tokens, as an answer may begin within one
+    expected = context[
+        touched[0][0] : touched[-1][1]
+    ]  # of whole tokens, as an answer may begin within one
     assert answer in expected
     held, covered = 0, set()
-    for ids, label, begins, ends in zip(*(made[n] for n in ("input_ids", "label", "begins", "ends")), strict=True):
+    for ids, label, begins, ends in zip(
+        *(made[n] for n in ("input_ids", "label", "begins", "ends")), strict=True
+    ):
         assert len(ids) <= length
         places = [place for place in zip(begins, ends, strict=True) if place[0] >= 0]
         covered |= set(places)
@@ -87,7 +106,7 @@ def test_an_answer_is_found_again_in_every_window_that_holds_it(example):
 
 @pytest.mark.parametrize("chunk", [1, 2])  # examples tokenized at once
 def test_a_window_has_its_example_and_tells_question_from_context(chunk, monkeypatch):
-    monkeypatch.setattr(spans, "_CHUNK", chunk)
+    monkeypatch.setattr(question_answering, "_CHUNK", chunk)
     first, second = rows("x . y", "y", 4), rows(" ".join(["word"] * 40) + " z", "z", 200, "what ?")
     both = {name: first[name] + second[name] for name in first}
     made = windows(both, paired(), 24, located=False)
@@ -129,7 +148,10 @@ def test_what_no_window_can_be_made_of_is_refused():
 
 
 def test_a_batch_of_windows():
-    some = [{"input_ids": [2, 5, 3], "label": [1, 2], "token_type_ids": [0, 1, 1]}, {"input_ids": [2], "label": [0, 0], "token_type_ids": [0]}]  # fmt: skip
+    some = [
+        {"input_ids": [2, 5, 3], "label": [1, 2], "token_type_ids": [0, 1, 1]},
+        {"input_ids": [2], "label": [0, 0], "token_type_ids": [0]},
+    ]
     batch = Collate("span", 0)(some)
     assert batch["start_positions"].tolist() == [1, 0]
     assert batch["end_positions"].tolist() == [2, 0]
@@ -171,14 +193,17 @@ class Scripted(torch.nn.Module):
         self.scores = starts, ends
 
     def forward(self, input_ids, attention_mask):
-        made = [torch.tensor([[told.get(int(i), 0.0) for i in row] for row in input_ids]) for told in self.scores]
+        made = [
+            torch.tensor([[told.get(int(i), 0.0) for i in row] for row in input_ids])
+            for told in self.scores
+        ]
         return type("Output", (), {"start_logits": made[0], "end_logits": made[1]})
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_the_answer_is_the_best_over_all_windows_of_an_example(size):
-    # Token 0 is outside the context and scores highest. Of the first example the second window is best, of the last
-    # the first, with an answer of two tokens.
+    # Token 0 is outside the context and scores highest. Of the first example the second window is
+    # best, of the last the first, with an answer of two tokens.
     split = Dataset.from_dict(
         {
             "example": [0, 0, 1, 2, 2],
@@ -192,14 +217,19 @@ def test_the_answer_is_the_best_over_all_windows_of_an_example(size):
     )
     alike = {0: 100.0, 1: 1.0, 2: -5.0, 3: 2.0, 4: 3.0, 5: 3.5}
     model = Scripted({**alike, 6: 4.0}, {**alike, 7: 4.0})
-    found = span_answers(model, split, batches(split, Collate("span", 9), size), "cpu", "fp32", None)
+    found = span_answers(
+        model, split, batches(split, Collate("span", 9), size), "cpu", "fp32", None
+    )
     assert found == (["three", "five", "six seven"], [["two"], ["four", "five"], ["seven"]])
 
 
 def test_only_the_span_scores_are_the_head():
     for family in ("bert", "roberta", "deberta-v2"):
         model = small_model(family, "span")
-        assert {name for name, p in model.named_parameters() if is_head(p)} == {"qa_outputs.weight", "qa_outputs.bias"}
+        assert {name for name, p in model.named_parameters() if is_head(p)} == {
+            "qa_outputs.weight",
+            "qa_outputs.bias",
+        }
     counts = predict_names("minilm-l6", "head", task="squad", batch=2, length=16)["parameters"]
     assert (counts["trainable"], counts["head"]) == (0, 2 * 384 + 2)
 
@@ -228,7 +258,10 @@ def test_scores_by_squads_rules(prediction, references, match, f1):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from(["x", "y", "z", "Theatre"]), max_size=6), st.text("xyz a.", max_size=12))
+@given(
+    st.lists(st.sampled_from(["x", "y", "z", "Theatre"]), max_size=6),
+    st.text("xyz a.", max_size=12),
+)
 def test_case_articles_punctuation_and_space_count_nothing(kept, other):
     dressed = ", THE  ".join(word.upper() + "!" for word in kept) + " a."
     for score in (exact_match, token_f1):
@@ -238,26 +271,38 @@ def test_case_articles_punctuation_and_space_count_nothing(kept, other):
 
 
 def test_a_record_keeps_each_examples_score_and_their_mean_is_the_tasks():
-    predictions, references = ["The Eiffel Tower", "in Paris", "x"], [["eiffel tower"], ["Paris", "London"], ["y"]]
+    predictions, references = (
+        ["The Eiffel Tower", "in Paris", "x"],
+        [["eiffel tower"], ["Paris", "London"], ["y"]],
+    )
     values = metrics.compute("question_answering", predictions, references)
-    assert values == {"token_f1": pytest.approx((1 + 2 / 3) / 3), "exact_match": pytest.approx(1 / 3)}
+    assert values == {
+        "token_f1": pytest.approx((1 + 2 / 3) / 3),
+        "exact_match": pytest.approx(1 / 3),
+    }
     for score, value in values.items():
         kept, ones = metrics.kept("question_answering", score, predictions, references)
         assert ones == [1.0] * 3
-        assert stats.weighted_score(score, kept, ones)(torch.ones(1, 3).numpy())[0] == pytest.approx(value)
-    with pytest.raises(BadInput, match="cannot be scored by 'bleu' of question_answering; choose token_f1, exact"):
+        assert stats.weighted_score(score, kept, ones)(torch.ones(1, 3).numpy())[
+            0
+        ] == pytest.approx(value)
+    with pytest.raises(
+        BadInput, match="cannot be scored by 'bleu' of question_answering; choose token_f1, exact"
+    ):
         metrics.kept("question_answering", "bleu", predictions, references)
     assert metrics.kept("regression", "pearson", [0.5], [1.0]) == ([0.5], [1.0])
 
 
 def test_scores_of_texts_are_ranked_by_their_examples_and_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "is_stale", lambda record: False)  # the hashes of these records belong to no file
+    monkeypatch.setattr(
+        "leantune.results.load.is_stale", lambda record: False
+    )  # the hashes of these records belong to no file
     for task, metric, best in (("squad", "token_f1", 1.0), ("e2e", "sentence_bleu", 100.0)):
         for method, right in (("full", 36), ("lora", 35), ("head", 4)):
             scores = [best] * right + [0.0] * (40 - right)
             more = {"task": task, "metric": metric, "predictions": scores, "references": [1.0] * 40}
             write(tmp_path, ok(method, quality=sum(scores) / 40, **more))
-    tables.write_tables(tmp_path)
+    build.write_tables(tmp_path)
     rows = read_csv(tmp_path / "tables" / "leaderboard.csv")
     found = {(row["quality_metric"], row["method"]): int(row["tier"]) for row in rows}
     assert found == {
@@ -279,17 +324,19 @@ SIZES = {"train": 45, "validation": 9, "test": 12, "seed": 0}
 def squad(tmp_path, monkeypatch):
     write_squad(tmp_path / "rajpurkar" / "squad")
     monkeypatch.setenv("LEANTUNE_MIRROR", str(tmp_path))
-    task = registry.get("tasks", "squad")
+    task = plugins.get("tasks", "squad")
     return {**task.spec, "folder": task.folder, "splits": SIZES}
 
 
 def test_squad_is_read_from_a_mirror(squad):
-    tokenizer = models.load_tokenizer(registry.get("models", "minilm-l6").spec)
+    tokenizer = load_tokenizer(plugins.get("models", "minilm-l6").spec)
     data = load_data(squad, tokenizer, 40)
     counts = [len(set(split["example"])) for split in (data.train, data.validation, data.test)]
     assert counts == [45, 9, 12]
     assert len(data.train) > 45  # windows
-    assert not set(data.train["pair"]) & set(data.validation["pair"])  # a paragraph is in one split only
+    assert not set(data.train["pair"]) & set(
+        data.validation["pair"]
+    )  # a paragraph is in one split only
     assert {len(references) for references in data.test["references"]} == {3}
     for row in data.test:
         (begin, end), text = row["label"], row["references"][0]
@@ -297,7 +344,9 @@ def test_squad_is_read_from_a_mirror(squad):
             assert row["pair"][row["begins"][begin] : row["ends"][end]] == text
     batch = data.collate(data.train.select(range(4)).to_list())
     assert batch["token_type_ids"].max() == 1
-    assert sample_hash(data) != sample_hash(load_data({**squad, "splits": {**SIZES, "seed": 1}}, tokenizer, 40))
+    assert sample_hash(data) != sample_hash(
+        load_data({**squad, "splits": {**SIZES, "seed": 1}}, tokenizer, 40)
+    )
 
 
 def test_a_mirror_that_is_not_complete_is_named(squad, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
-"""Every legal stack of the five: it trains with the real loop, is exported, saved and loaded, and agrees."""
+"""Every legal stack of the five: it trains with the real loop, is exported, saved and loaded, and
+agrees."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from leantune.api import BadInput
-from leantune.loading import load, save
+from leantune.models.export import load, save
 from leantune.modules import adapters, factored_ranks
-from leantune.registry import parse_stack
-from leantune.stack import Stack
+from leantune.spec.stacks import parse_stack
+from leantune.training.stack import Stack
 
 STACKS = [
     "vocab_pruning+svfit",
@@ -46,7 +47,9 @@ def embedding(model: PreTrainedModel) -> Tensor:
 
 @pytest.mark.parametrize(("family", "kind"), [("bert", "classification"), ("llama", "causal_lm")])
 @pytest.mark.parametrize("name", STACKS)
-def test_it_trains_exports_loads_and_agrees(name: str, family: str, kind: str, tmp_path: Path) -> None:
+def test_it_trains_exports_loads_and_agrees(
+    name: str, family: str, kind: str, tmp_path: Path
+) -> None:
     words = name.split("+")
     start = small_model(family, kind)
     data, ctx, model = (
@@ -86,15 +89,22 @@ def test_it_trains_exports_loads_and_agrees(name: str, family: str, kind: str, t
         assert ctx.details["budget"] == "met"
 
 
-@pytest.mark.parametrize("name", ["svfit+safe", "safe+softlms", "vocab_pruning+svfit+softlms", "came+adafactor"])
+@pytest.mark.parametrize(
+    "name", ["svfit+safe", "safe+softlms", "vocab_pruning+svfit+softlms", "came+adafactor"]
+)
 def test_two_plugins_of_one_slot_are_no_stack(name: str) -> None:
     with pytest.raises(BadInput, match="one plugin per slot"):
         parse_stack(name, "classification")
 
 
 def test_an_optimizers_scale_leaves_the_rate_of_thresholds_alone(tmp_path: Path) -> None:
-    """It follows from the reach and the steps: scaled down with CAME's others, no budget would be met."""
-    ctx, model, plugins = small_context(tmp_path), small_model(), legal_stack("softlms+came", "classification")
+    """It follows from the reach and the steps: scaled down with CAME's others, no budget would be
+    met."""
+    ctx, model, plugins = (
+        small_context(tmp_path),
+        small_model(),
+        legal_stack("softlms+came", "classification"),
+    )
     plugins.attach(model, small_data(tmp_path), ctx)
     groups = plugins.optimizer(plugins.parameter_groups(model, ctx), ctx).param_groups
     assert [g["lr"] for g in groups] == pytest.approx([4.0 / 5, 1e-3 * 0.1, 1e-3 * 0.1])

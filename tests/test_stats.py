@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from leantune import stats
+from leantune.metrics import stats
 
 FINITE = st.floats(-1e3, 1e3)
 
@@ -15,7 +15,11 @@ FINITE = st.floats(-1e3, 1e3)
 def test_t_interval_is_students():
     found = stats.t_interval([0.7, 0.75, 0.83])
     mean = (0.7 + 0.75 + 0.83) / 3
-    half = 4.302652729911275 * math.sqrt(sum((x - mean) ** 2 for x in (0.7, 0.75, 0.83)) / 2) / math.sqrt(3)
+    half = (
+        4.302652729911275
+        * math.sqrt(sum((x - mean) ** 2 for x in (0.7, 0.75, 0.83)) / 2)
+        / math.sqrt(3)
+    )
     assert found.mean == pytest.approx(mean)
     assert (found.low, found.high) == pytest.approx((mean - half, mean + half))
 
@@ -69,7 +73,10 @@ def test_spread_out_of_line_is_sought_again_without_what_was_found():
     wild = {"a": of_variance(1.0, 3), "b": of_variance(0.1, 5)}
     assert stats.out_of_line(steady | wild) == {"a", "b"}
     assert stats.out_of_line({"full": [0.8, 0.8], "lora": [0.1, 0.9], "head": [0.5]}) == set()
-    assert stats.out_of_line({name: [0.7, 0.7, 0.7] for name in "abcd"} | {"e": [0.1, 0.5, 0.9]}) == set()
+    assert (
+        stats.out_of_line({name: [0.7, 0.7, 0.7] for name in "abcd"} | {"e": [0.1, 0.5, 0.9]})
+        == set()
+    )
 
 
 @given(st.permutations(["a", "b", "c", "d", "e"]))
@@ -94,7 +101,8 @@ def test_a_pair_alone_has_the_plain_paired_t():
 
 
 def test_the_moderated_t_is_that_of_smyth():
-    """t, degrees of freedom and p written out from section 6 of the paper, with its moments solved by bisection."""
+    """t, degrees of freedom and p written out from section 6 of the paper, with its moments solved
+    by bisection."""
     data = drawn(40, 1 / np.random.default_rng(3).chisquare(4, 40))
     found = stats.moderated_t(data)
     s2 = np.array([np.var(d, ddof=1) for d in data.values()])
@@ -104,7 +112,11 @@ def test_the_moderated_t_is_that_of_smyth():
     excess = np.var(e, ddof=1) - trigamma(1.5)
     low, high = 1e-3, 1e3
     for _ in range(60):
-        low, high = ((low + high) / 2, high) if trigamma((low + high) / 2) > excess else (low, (low + high) / 2)
+        low, high = (
+            ((low + high) / 2, high)
+            if trigamma((low + high) / 2) > excess
+            else (low, (low + high) / 2)
+        )
     d0 = 2 * low
     s02 = math.exp(e.mean() + digamma(low) - math.log(low))
     assert 1 < d0 < 50
@@ -116,7 +128,8 @@ def test_the_moderated_t_is_that_of_smyth():
 
 
 def test_equal_spreads_are_pooled_and_unlike_ones_stand_for_themselves():
-    """p of the same differences beside 200 pairs of their own spread, and beside 200 of all spreads."""
+    """p of the same differences beside 200 pairs of their own spread, and beside 200 of all
+    spreads."""
     mine = {("x", "y"): [0.9, 1.0, 1.1, 1.2]}
     alone = stats.moderated_t(mine)["x", "y"].p
     among = lambda spreads: stats.moderated_t(mine | drawn(200, spreads))["x", "y"].p  # noqa: E731
@@ -126,11 +139,14 @@ def test_equal_spreads_are_pooled_and_unlike_ones_stand_for_themselves():
 
 
 def test_degrees_of_freedom_are_no_more_than_the_scores_have():
-    """Three methods with equal spreads over two seeds: (3 - 1) (2 - 1) = 2, however much the pairs agree."""
+    """Three methods with equal spreads over two seeds: (3 - 1) (2 - 1) = 2, however much the pairs
+    agree."""
     data = {("a", "b"): [0.0, 1.0], ("a", "c"): [0.0, 1.01], ("b", "c"): [0.0, 0.99]}
     found = stats.moderated_t(data)["a", "b"]
     half = (found.high - found.low) / 2
-    assert found.p == pytest.approx(2 * scipy_stats.t.sf(0.5 / (half / scipy_stats.t.ppf(0.975, 2)), 2))
+    assert found.p == pytest.approx(
+        2 * scipy_stats.t.sf(0.5 / (half / scipy_stats.t.ppf(0.975, 2)), 2)
+    )
 
 
 def test_what_never_differs_is_equal_and_what_differs_alike_borrows_a_spread():
@@ -177,10 +193,13 @@ def test_the_level_is_five_percent(p, tier):
 @given(st.permutations(["a", "b", "c", "d"]))
 def test_tiers_do_not_depend_on_the_order(order):
     scores = {"a": 0.9, "b": 0.9, "c": 0.5, "d": 0.4}
-    p = {frozenset(pair): 0.001 * (1 + abs(hash(pair)) % 3) for pair in itertools.combinations("abcd", 2)}
-    assert stats.tiers({k: scores[k] for k in order}, lambda a, b: p[frozenset((a, b))]) == stats.tiers(
-        scores, lambda a, b: p[frozenset((a, b))]
-    )
+    p = {
+        frozenset(pair): 0.001 * (1 + abs(hash(pair)) % 3)
+        for pair in itertools.combinations("abcd", 2)
+    }
+    assert stats.tiers(
+        {k: scores[k] for k in order}, lambda a, b: p[frozenset((a, b))]
+    ) == stats.tiers(scores, lambda a, b: p[frozenset((a, b))])
 
 
 # ------------------------------------------------------------------ bootstrap
@@ -198,7 +217,8 @@ def test_bootstrap_of_identical_predictions_decides_nothing():
 
 
 def test_bootstrap_is_paired():
-    """b is wrong where a is, and on 12 more of 1,000: unpaired noise (3 points) would hide it, pairing does not."""
+    """b is wrong where a is, and on 12 more of 1,000: unpaired noise (3 points) would hide it,
+    pairing does not."""
     rng = np.random.default_rng(1)
     truth = np.zeros(1000)
     a = (rng.random(1000) < 0.3).astype(float)
@@ -228,7 +248,8 @@ def test_bootstrap_p_is_two_sided():
 
 
 @pytest.mark.parametrize(
-    "metric", ["pearson", "spearman", "macro_f1", "binary_f1", "matthews", "accuracy", "loss", "perplexity"]
+    "metric",
+    ["pearson", "spearman", "macro_f1", "binary_f1", "matthews", "accuracy", "loss", "perplexity"],
 )
 def test_weighted_scores_are_the_metrics_of_the_repeated_examples(metric):
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -238,7 +259,10 @@ def test_weighted_scores_are_the_metrics_of_the_repeated_examples(metric):
         truth = rng.normal(size=40) + 100
         predicted = truth + rng.normal(size=40)
     elif metric in ("loss", "perplexity"):
-        predicted, truth = 9 * rng.random(40), rng.integers(1, 9, 40).astype(float)  # tokens of each example
+        predicted, truth = (
+            9 * rng.random(40),
+            rng.integers(1, 9, 40).astype(float),
+        )  # tokens of each example
     else:
         classes = 2 if metric in ("binary_f1", "matthews") else 4
         truth = rng.integers(0, classes, 40).astype(float)
@@ -278,7 +302,8 @@ def test_an_unknown_metric_is_an_error():
 
 
 def _coverage(seeds: int, runs: int) -> tuple[float, float]:
-    """How often the paired t interval, and a percentile bootstrap of the seeds, hold the true difference."""
+    """How often the paired t interval, and a percentile bootstrap of the seeds, hold the true
+    difference."""
     rng = np.random.default_rng(4)
     t = percentile = 0
     for _ in range(runs):
@@ -331,5 +356,6 @@ def test_tiers_rarely_split_equal_methods():
             lambda a, b, scores=scores: stats.paired_t(scores[a], scores[b]).p,
         )
         split += max(tiers.values()) > 1
-    # Choosing the best first makes the test a little liberal: its error is near the level, not far above it.
+    # Choosing the best first makes the test a little liberal: its error is near the level, not far
+    # above it.
     assert split / 300 < 0.25

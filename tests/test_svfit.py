@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, LlamaCo
 from transformers.pytorch_utils import Conv1D
 
 from leantune.api import BadInput, mark_head
-from leantune.registry import load_method
 from leantune.svd import SVD, decompose, weight_of
+from leantune.training.stack import load_method
 
 load_method("svfit")
 from leantune_plugins.svfit.method import SVFitLinear, energy_rank, energy_share  # noqa: E402  (importable once loaded)
@@ -35,15 +35,25 @@ def layers_of(model: nn.Module) -> list[SVFitLinear]:
 def perturb(model: nn.Module, amount: float = 0.3) -> None:
     draw = torch.Generator().manual_seed(3)
     for layer in layers_of(model):
-        layer.sigma.data += amount * torch.randn(layer.sigma.shape, generator=draw, dtype=layer.sigma.dtype)
+        layer.sigma.data += amount * torch.randn(
+            layer.sigma.shape, generator=draw, dtype=layer.sigma.dtype
+        )
 
 
 def encoder_on_meta(family: str, hidden: int, layers: int) -> nn.Module:
-    shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 64}
+    shape = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 64,
+    }
     configs = {
         "bert": BertConfig(vocab_size=30522, intermediate_size=4 * hidden, **shape),
         "roberta": RobertaConfig(
-            vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, intermediate_size=4 * hidden, **shape
+            vocab_size=50265,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+            intermediate_size=4 * hidden,
+            **shape,
         ),
     }
     with torch.device("meta"):
@@ -70,7 +80,9 @@ def test_trainable_count_without_head(
     tmp_path: Path, family: str, width_and_layers: tuple[int, int], targets: str, count: int
 ) -> None:
     model = encoder_on_meta(family, *width_and_layers)
-    method("svfit", targets=targets).attach(model, None, small_context(tmp_path, family, probe=True))
+    method("svfit", targets=targets).attach(
+        model, None, small_context(tmp_path, family, probe=True)
+    )
     assert trainable(model) == count
 
 
@@ -81,7 +93,9 @@ def test_roberta_base_head_is_counted_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("hidden", "layers", "lora"), [(768, 12, 294_912), (1024, 24, 786_432)])
-def test_ratio_to_lora_r8_is_exactly_16(tmp_path: Path, hidden: int, layers: int, lora: int) -> None:
+def test_ratio_to_lora_r8_is_exactly_16(
+    tmp_path: Path, hidden: int, layers: int, lora: int
+) -> None:
     counts = {}
     for name in ("svfit", "lora"):
         model = encoder_on_meta("roberta", hidden, layers)
@@ -93,18 +107,39 @@ def test_ratio_to_lora_r8_is_exactly_16(tmp_path: Path, hidden: int, layers: int
 @pytest.mark.parametrize(
     ("config", "ratio"),
     [
-        ({"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}, 20.0),
-        ({"hidden_size": 2048, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4}, 22.2),
+        (
+            {
+                "hidden_size": 576,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+            },
+            20.0,
+        ),
+        (
+            {
+                "hidden_size": 2048,
+                "num_hidden_layers": 22,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 4,
+            },
+            22.2,
+        ),
     ],
     ids=["smollm2-135m", "tinyllama"],
 )
-def test_ratio_is_not_16_where_value_is_not_square(tmp_path: Path, config: dict[str, int], ratio: float) -> None:
+def test_ratio_is_not_16_where_value_is_not_square(
+    tmp_path: Path, config: dict[str, int], ratio: float
+) -> None:
     from transformers import LlamaForCausalLM
 
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(vocab_size=1000, intermediate_size=64, **config))
     method("svfit").attach(model, None, small_context(tmp_path, "llama", "causal_lm", probe=True))
-    lora = sum(8 * (out + into) for out, into in (weight_of(layer.base).shape for layer in layers_of(model)))
+    lora = sum(
+        8 * (out + into)
+        for out, into in (weight_of(layer.base).shape for layer in layers_of(model))
+    )
     assert lora / trainable(model) == pytest.approx(ratio, abs=0.05)
 
 
@@ -120,7 +155,9 @@ def test_step_0_is_bitwise_the_base_model(minilm: nn.Module, tmp_path: Path, poi
         assert torch.equal(minilm(input_ids=ids).logits, expected)
 
 
-def test_step_0_without_the_residual_is_not_the_base_model(minilm: nn.Module, tmp_path: Path) -> None:
+def test_step_0_without_the_residual_is_not_the_base_model(
+    minilm: nn.Module, tmp_path: Path
+) -> None:
     ids = torch.randint(1000, 30000, (3, 17), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         base = minilm.base_model
@@ -167,7 +204,8 @@ def test_outputs_and_gradients_agree_with_eigentune_diagonal() -> None:
     their_own = eigentune.get_eigentune_model(copy.deepcopy(base), config)  # decomposes in fp32
     for i in ("0", "2"):
         torch.testing.assert_close(
-            their_own.get_submodule(i).Vh.float(), decompose(base.get_submodule(i).weight).Vh[:4].float()
+            their_own.get_submodule(i).Vh.float(),
+            decompose(base.get_submodule(i).weight).Vh[:4].float(),
         )
     bases = {i: _their_bases(decompose(base.get_submodule(i).weight), 4) for i in ("0", "2")}
     theirs = eigentune.get_eigentune_model(copy.deepcopy(base), config, bases=bases).double()
@@ -180,7 +218,9 @@ def test_outputs_and_gradients_agree_with_eigentune_diagonal() -> None:
     ours(x).square().sum().backward()
     theirs(x).square().sum().backward()
     for mine, their in zip(layers_of(ours), (theirs[0], theirs[2]), strict=True):
-        torch.testing.assert_close(mine.sigma.grad, their.delta.grad, rtol=1e-6, atol=1e-8)  # theirs sums in fp32
+        torch.testing.assert_close(
+            mine.sigma.grad, their.delta.grad, rtol=1e-6, atol=1e-8
+        )  # theirs sums in fp32
 
 
 def _their_bases(svd: SVD, rank: int) -> Bases:
@@ -200,7 +240,9 @@ def test_merge_then_forward_fp32(minilm: nn.Module, tmp_path: Path, point: str) 
     with torch.no_grad():
         expected = minilm.base_model(input_ids=ids).last_hidden_state
         exported = plugin.export(minilm, ctx)
-        plain.load_state_dict(exported.state_dict())  # strict: the original architecture, nothing more
+        plain.load_state_dict(
+            exported.state_dict()
+        )  # strict: the original architecture, nothing more
         change = plain.base_model(input_ids=ids).last_hidden_state - expected
     assert change.norm() / expected.norm() < 1e-5
     assert not layers_of(exported)
@@ -232,7 +274,9 @@ def test_every_family_trains_sigma_and_exports_what_it_computes(tmp_path: Path, 
     assert all((layer.sigma != layer.S).any() for layer in layers_of(model))
     model.eval()
     expected = model(**batch).logits
-    torch.testing.assert_close(plugin.export(model, ctx)(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        plugin.export(model, ctx)(**batch).logits, expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_gpt2_adapts_the_fused_query_key_value_map(tmp_path: Path) -> None:
@@ -240,7 +284,9 @@ def test_gpt2_adapts_the_fused_query_key_value_map(tmp_path: Path) -> None:
     ctx = small_context(tmp_path, "gpt2", "causal_lm")
     method("svfit").attach(model, None, ctx)
     assert list(ctx.details["ranks"].values()) == [16] * 4
-    assert all(isinstance(layer.base, Conv1D) and layer.U.shape == (48, 16) for layer in layers_of(model))
+    assert all(
+        isinstance(layer.base, Conv1D) and layer.U.shape == (48, 16) for layer in layers_of(model)
+    )
 
 
 # ------------------------------------------------------------------ settings, rates, cache, memory
@@ -253,7 +299,9 @@ def test_sigma_is_never_decayed_and_the_head_has_the_tasks_rate(tmp_path: Path) 
     sigma, head = plugin.parameter_groups(model, ctx)
     assert {id(p) for p in sigma["params"]} == {id(layer.sigma) for layer in layers_of(model)}
     assert (sigma["lr"], sigma["weight_decay"], head["lr"]) == (0.07, 0.0, ctx.head_lr)
-    optimizer = torch.optim.AdamW(plugin.parameter_groups(model, ctx), weight_decay=0.1)  # as a searched decay would
+    optimizer = torch.optim.AdamW(
+        plugin.parameter_groups(model, ctx), weight_decay=0.1
+    )  # as a searched decay would
     for layer in layers_of(model):
         layer.sigma.grad = torch.zeros_like(layer.sigma)
     optimizer.step()
@@ -267,7 +315,9 @@ def test_the_usual_decay_would_shrink_sigma_to_0_88_in_250_steps() -> None:
     for _ in range(250):
         layer.sigma.grad = torch.zeros_like(layer.sigma)
         optimizer.step()
-    torch.testing.assert_close(layer.sigma / layer.S, torch.full_like(layer.S, 0.88), rtol=0, atol=5e-3)
+    torch.testing.assert_close(
+        layer.sigma / layer.S, torch.full_like(layer.S, 0.88), rtol=0, atol=5e-3
+    )
 
 
 @pytest.mark.parametrize("rank", [64, 384])
@@ -289,17 +339,26 @@ def test_vectors_are_buffers_outside_the_checkpoint_and_the_weight_stays_visible
 
 @pytest.mark.parametrize(("share", "rank"), [(0.5, 1), (0.8, 2), (0.81, 3), (0.999, 4)])
 def test_energy_rank(share: float, rank: int) -> None:
-    assert energy_rank(torch.tensor([4.0, 4.0, 2.0, 2.0]).sqrt() * torch.tensor([1.0, 1.0, 1.0, 0.0]), 1 - 1e-9) == 3
+    assert (
+        energy_rank(
+            torch.tensor([4.0, 4.0, 2.0, 2.0]).sqrt() * torch.tensor([1.0, 1.0, 1.0, 0.0]), 1 - 1e-9
+        )
+        == 3
+    )
     squares = torch.tensor([5.0, 3.0, 1.5, 0.5])
     assert energy_rank(squares.sqrt().double(), share - 1e-6) == rank
 
 
 def test_energy_share_is_that_of_the_squares() -> None:
     values = torch.tensor([3.0, 2.0, 1.0, 0.0])
-    assert [energy_share(values, r) for r in (1, 2, 3, 4)] == pytest.approx([9 / 14, 13 / 14, 1.0, 1.0])
+    assert [energy_share(values, r) for r in (1, 2, 3, 4)] == pytest.approx(
+        [9 / 14, 13 / 14, 1.0, 1.0]
+    )
 
 
-def test_99_percent_of_the_energy_is_not_low_rank_on_minilm(minilm: nn.Module, tmp_path: Path) -> None:
+def test_99_percent_of_the_energy_is_not_low_rank_on_minilm(
+    minilm: nn.Module, tmp_path: Path
+) -> None:
     ctx = small_context(tmp_path)
     method("svfit", rank=0.99, targets="linears").attach(minilm, None, ctx)
     by_kind: dict[str, list[int]] = {}

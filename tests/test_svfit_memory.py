@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leantune.registry import load_method
 from leantune.svd import decompose, weight_of
+from leantune.training.stack import load_method
 
 load_method("svfit")
 from leantune_plugins.svfit.method import SVFitLinear  # noqa: E402  (importable once loaded)
@@ -24,7 +24,11 @@ class _TwoLow(nn.Module):
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
-        self.base, self.A, self.B = base, nn.Linear(384, 8, bias=False), nn.Linear(8, 384, bias=False)
+        self.base, self.A, self.B = (
+            base,
+            nn.Linear(384, 8, bias=False),
+            nn.Linear(8, 384, bias=False),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + self.B(self.A(x)) * 2.0
@@ -40,9 +44,12 @@ class _Materialised(nn.Module):
         return F.linear(x, f.weight + (f.U * (f.sigma - f.S)) @ f.Vh, f.bias)
 
 
-@pytest.mark.parametrize(("kind", "mebibytes"), [("lora", 6.25), (64, 2.0), (96, 3.0), (384, 12.0)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "mebibytes"), [("lora", 6.25), (64, 2.0), (96, 3.0), (384, 12.0)], ids=str
+)
 def test_bytes_kept_for_backward(kind: str | int, mebibytes: float) -> None:
-    """Query and value sharing x = 4096 x 384 fp32; parameters, vectors and other small tensors are not counted."""
+    """Query and value sharing x = 4096 x 384 fp32; parameters, vectors and other small tensors are
+    not counted."""
     pair = [nn.Linear(384, 384).requires_grad_(False) for _ in range(2)]
     layers = [_TwoLow(b) if kind == "lora" else adapted(b, int(kind)) for b in pair]
     assert _saved_mebibytes(layers) == pytest.approx(mebibytes, abs=0.01)
@@ -55,7 +62,11 @@ def test_materialising_the_weight_keeps_the_input_too() -> None:
 
 
 def _saved_mebibytes(layers: list[nn.Module]) -> float:
-    held = {t.untyped_storage().data_ptr() for layer in layers for t in (*layer.parameters(), *layer.buffers())}
+    held = {
+        t.untyped_storage().data_ptr()
+        for layer in layers
+        for t in (*layer.parameters(), *layer.buffers())
+    }
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""`leantune.testing` notices what it is for: one broken method for each check, and a sound one that passes them all."""
+"""`leantune.testing` notices what it is for: one broken method for each check, and a sound one that
+passes them all."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from leantune import registry, scaffold, testing
+from leantune import testing
 from leantune.api import BadInput
+from leantune.cli import new
+from leantune.spec import plugins
 from leantune.testing import Subject
 
 YAML = "name: {name}\nsummary: A method made by a test.\nslot: adaptation\nparams: {{lr: 1.0e-2}}\n{extra}"
@@ -32,32 +35,48 @@ BROKEN = {  # check: what joins `attach`, other methods, what joins the yaml, wh
     "valid_yaml": ("", "", "search: {rank: [1, 2]}\n", "`search` names 'rank'"),
     "deterministic_attach": (
         "        if not ctx.probe:\n            model.classifier.bias.data.fill_(random.random())",
-        "", "", "'classifier.bias' other values",
+        "",
+        "",
+        "'classifier.bias' other values",
     ),
     "only_declared_parameters_move": (
-        "", HOOK.format("next(iter(model.parameters())).data.add_(1e-3)"), "", "'bert.embeddings.word_embeddings.weight' was",
+        "",
+        HOOK.format("next(iter(model.parameters())).data.add_(1e-3)"),
+        "",
+        "'bert.embeddings.word_embeddings.weight' was",
     ),
     "learns_an_easy_task": (
-        "", "    def parameter_groups(self, model, ctx):\n"
-        "        return [{**g, 'lr': 0.0} for g in super().parameter_groups(model, ctx)]\n", "", "the loss went from",
+        "",
+        "    def parameter_groups(self, model, ctx):\n"
+        "        return [{**g, 'lr': 0.0} for g in super().parameter_groups(model, ctx)]\n",
+        "",
+        "the loss went from",
     ),
     "export_and_reload_agree": (
-        "", "    def export(self, model, ctx):\n        model.classifier.bias.data.add_(0.5)\n        return model\n",
-        "", "export changed it",
+        "",
+        "    def export(self, model, ctx):\n        model.classifier.bias.data.add_(0.5)\n        return model\n",
+        "",
+        "export changed it",
     ),
     "prediction_equals_real_peak": (
         "        if not ctx.probe:\n            model.register_buffer('more', torch.zeros(999), persistent=False)",
-        "", "", "peak_bytes: predicted",
+        "",
+        "",
+        "peak_bytes: predicted",
     ),
     "no_network": (
         "        try:\n            socket.create_connection(('192.0.2.1', 80), 1)\n        except OSError:\n            pass",
-        "", "", "192.0.2.1",
+        "",
+        "",
+        "192.0.2.1",
     ),
     "no_writes_outside_scratch": (
         "        (ctx.cache / 'mine').write_text('fine')\n        pathlib.Path('notes.txt').write_text('not fine')",
-        "", "", "wrote to notes.txt",
+        "",
+        "",
+        "wrote to notes.txt",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -71,7 +90,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sub
         folder.mkdir(parents=True)
         (folder / "method.yaml").write_text(YAML.format(name=name, extra=extra))
         (folder / "method.py").write_text(CODE.format(attach=attach, more=more))
-        registry._discovered.cache_clear()
+        plugins._discovered.cache_clear()
         return Subject(name)
 
     return add
@@ -97,8 +116,12 @@ def test_there_is_a_broken_method_for_every_check() -> None:
     assert [f"check_{name}" for name in BROKEN] == [check.__name__ for check in testing.CHECKS]
 
 
-def test_a_file_written_past_the_working_folder_is_noticed(plugin: Callable[..., Subject], tmp_path: Path) -> None:
-    subject = plugin("writes_elsewhere", f"        pathlib.Path('{tmp_path}', 'elsewhere').write_text('no')")
+def test_a_file_written_past_the_working_folder_is_noticed(
+    plugin: Callable[..., Subject], tmp_path: Path
+) -> None:
+    subject = plugin(
+        "writes_elsewhere", f"        pathlib.Path('{tmp_path}', 'elsewhere').write_text('no')"
+    )
     with pytest.raises(AssertionError, match=r"wrote to .*elsewhere"):
         testing.check_no_writes_outside_scratch(subject)
 
@@ -110,38 +133,46 @@ def test_a_file_written_past_the_working_folder_is_noticed(plugin: Callable[...,
         ("return super().parameter_groups(model, ctx)[:1]", "is in no group"),
     ],
 )
-def test_groups_are_what_is_trained(body: str, message: str, plugin: Callable[..., Subject]) -> None:
-    subject = plugin(f"groups_{len(body)}", "", f"    def parameter_groups(self, model, ctx):\n        {body}\n")
+def test_groups_are_what_is_trained(
+    body: str, message: str, plugin: Callable[..., Subject]
+) -> None:
+    subject = plugin(
+        f"groups_{len(body)}", "", f"    def parameter_groups(self, model, ctx):\n        {body}\n"
+    )
     with pytest.raises(AssertionError, match=message):
         testing.check_only_declared_parameters_move(subject)
 
 
-def test_a_module_that_transformers_cannot_load_does_not_come_back(plugin: Callable[..., Subject]) -> None:
+def test_a_module_that_transformers_cannot_load_does_not_come_back(
+    plugin: Callable[..., Subject],
+) -> None:
     wrap = "        model.classifier = torch.nn.Sequential(model.classifier, torch.nn.Linear(2, 2))"
     subject = plugin("wraps", wrap)
     with pytest.raises(AssertionError, match="another one after saving and loading"):
         testing.check_export_and_reload_agree(subject)
 
 
-def test_a_folder_gives_its_methods_and_joins_the_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_gives_its_methods_and_joins_the_search_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LEANTUNE_PLUGINS", "")
     with pytest.raises(BadInput, match="give the folder above methods/"):
         testing.parametrize_with_checks(tmp_path)
-    scaffold.create("method", "fresh_one", tmp_path)
+    new.create("method", "fresh_one", tmp_path)
     mark = testing.parametrize_with_checks(tmp_path).mark
     assert {subject.name for subject, _ in mark.args[1]} == {"fresh_one"}
     assert [check for _, check in mark.args[1]] == list(testing.CHECKS)
     assert "fresh_one-check_no_network" in mark.kwargs["ids"]
-    assert tmp_path in registry.roots()
-    scaffold.create("method", "lora", tmp_path)
-    registry._discovered.cache_clear()
+    assert tmp_path in plugins.roots()
+    new.create("method", "lora", tmp_path)
+    plugins._discovered.cache_clear()
     with pytest.raises(BadInput, match="'lora' is the name of another method"):
         testing.parametrize_with_checks(tmp_path)
 
 
 def test_a_scaffolded_method_passes_in_a_pytest_of_its_own(tmp_path: Path) -> None:
     """What `leantune new` writes, checked as its author would."""
-    scaffold.create("method", "norm_tuning", tmp_path)
+    new.create("method", "norm_tuning", tmp_path)
     (tmp_path / "test_mine.py").write_text(
         "from pathlib import Path\n"
         "from leantune.testing import parametrize_with_checks\n\n"
@@ -156,9 +187,17 @@ def test_a_scaffolded_method_passes_in_a_pytest_of_its_own(tmp_path: Path) -> No
 
 def test_what_applies_depends_on_what_the_method_is() -> None:
     names = {
-        name: [c.__name__[6:] for c in testing.checks_of(Subject(name))] for name in ("tfidf", "zero_shot", "lora")
+        name: [c.__name__[6:] for c in testing.checks_of(Subject(name))]
+        for name in ("tfidf", "zero_shot", "lora")
     }
-    assert names["tfidf"] == ["valid_yaml", "deterministic_attach", "no_network", "no_writes_outside_scratch"]
+    assert names["tfidf"] == [
+        "valid_yaml",
+        "deterministic_attach",
+        "no_network",
+        "no_writes_outside_scratch",
+    ]
     assert set(names["lora"]) - set(names["zero_shot"]) == {
-        "only_declared_parameters_move", "learns_an_easy_task", "prediction_equals_real_peak"
-    }  # fmt: skip
+        "only_declared_parameters_move",
+        "learns_an_easy_task",
+        "prediction_equals_real_peak",
+    }

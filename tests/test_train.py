@@ -6,17 +6,22 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, get_scheduler
 
-from leantune import registry
 from leantune.api import Change, Context, mark_head
 from leantune.errors import Diverged
-from leantune.stack import Stack
-from leantune.train import Schedule, Watch, train
+from leantune.spec.stacks import parse_stack
+from leantune.training.loop import Schedule, Watch, train
+from leantune.training.stack import Stack
 
 
 def tiny(seed=0):
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,
     )
     model = BertForSequenceClassification(config)
     mark_head(model, "classification")
@@ -39,11 +44,14 @@ def context(steps=6):
 
 
 def stack(method="full"):
-    return Stack(registry.parse_stack(method, "classification"))
+    return Stack(parse_stack(method, "classification"))
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_the_loop_equals_a_hand_written_one_bit_for_bit():
@@ -136,7 +144,9 @@ def test_progress_is_called_at_fixed_fractions_and_a_new_optimizer_keeps_the_sch
         def prepared(self, model, optimizer):
             optimizers.append(optimizer)
 
-    train(tiny(), probing, some_batches(20), Schedule(steps=20, warmup=0.0), context(20), Watching())
+    train(
+        tiny(), probing, some_batches(20), Schedule(steps=20, warmup=0.0), context(20), Watching()
+    )
     assert seen == [k / 10 for k in range(1, 11)]
     assert rates == list(range(1, 21))
     assert len(optimizers) == 2
@@ -160,7 +170,9 @@ def test_evaluation_is_outside_the_clock_and_does_not_change_training():
 
     ours, plain = tiny(), tiny()
     torch.manual_seed(3)
-    done = train(ours, stack(), some_batches(4), Schedule(steps=4, evaluations=2), context(4), evaluate=slow)
+    done = train(
+        ours, stack(), some_batches(4), Schedule(steps=4, evaluations=2), context(4), evaluate=slow
+    )
     torch.manual_seed(3)
     train(plain, stack(), some_batches(4), Schedule(steps=4), context(4))
     assert [p["step"] for p in done.curve] == [2, 4]

@@ -29,7 +29,7 @@ from transformers import (
 
 from leantune.api import Context, Data, mark_head
 from leantune.errors import BadInput, Unsupported
-from leantune.registry import load_method
+from leantune.training.stack import load_method
 
 VocabPruning = load_method("vocab_pruning")
 CAME = sys.modules[load_method("came").__module__].CAME
@@ -50,7 +50,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bert": dict(SMALL, pad_token_id=0),
     "roberta": SMALL,
     "xlm-roberta": SMALL,
-    "distilbert": dict(vocab_size=FULL, dim=HIDDEN, n_layers=2, n_heads=2, hidden_dim=64, num_labels=2, pad_token_id=0),
+    "distilbert": dict(
+        vocab_size=FULL,
+        dim=HIDDEN,
+        n_layers=2,
+        n_heads=2,
+        hidden_dim=64,
+        num_labels=2,
+        pad_token_id=0,
+    ),
     "deberta-v2": dict(
         SMALL,
         relative_attention=True,
@@ -61,17 +69,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         pooler_hidden_size=HIDDEN,
         legacy=True,
     ),
-    "gpt2": dict(vocab_size=FULL, n_embd=HIDDEN, n_layer=2, n_head=2, n_positions=64, bos_token_id=95, eos_token_id=95),
-    "llama": dict(SMALL, num_key_value_heads=1, tie_word_embeddings=True, pad_token_id=90, eos_token_id=2),
-    "mamba": dict(vocab_size=FULL, hidden_size=HIDDEN, num_hidden_layers=1, state_size=4, tie_word_embeddings=True),
-    "t5": dict(vocab_size=FULL, d_model=HIDDEN, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0),
+    "gpt2": dict(
+        vocab_size=FULL,
+        n_embd=HIDDEN,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        bos_token_id=95,
+        eos_token_id=95,
+    ),
+    "llama": dict(
+        SMALL, num_key_value_heads=1, tie_word_embeddings=True, pad_token_id=90, eos_token_id=2
+    ),
+    "mamba": dict(
+        vocab_size=FULL,
+        hidden_size=HIDDEN,
+        num_hidden_layers=1,
+        state_size=4,
+        tie_word_embeddings=True,
+    ),
+    "t5": dict(
+        vocab_size=FULL,
+        d_model=HIDDEN,
+        d_kv=16,
+        d_ff=64,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+    ),
 }
 CLASSIFIERS = ["bert", "roberta", "distilbert", "deberta-v2", "xlm-roberta", "gpt2", "llama"]
 PAD = {"gpt2": 91, "llama": 90}
 
 
 def make(family: str, auto: Any = AutoModelForSequenceClassification, **changes: Any) -> Any:
-    """A tiny model of a family with seeded weights; GPT-2's and Llama's pad id lies above unused ids."""
+    """A tiny model of a family with seeded weights; GPT-2's and Llama's pad id lies above unused
+    ids."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**CONFIGS[family], **changes})
     if config.pad_token_id is None:
@@ -98,7 +131,9 @@ def data(kind: str = "classification", **changes: Any) -> Data:
     return Data(kind, **{**splits, **changes})
 
 
-def context(cache: Path, kind: str = "classification", family: str = "bert", probe: bool = False) -> Context:
+def context(
+    cache: Path, kind: str = "classification", family: str = "bert", probe: bool = False
+) -> Context:
     return Context(kind, family, 20, 1e-3, 0, "cpu", 4, LENGTH, cache, probe)
 
 
@@ -106,7 +141,9 @@ def plugin(**params: Any) -> Any:
     return VocabPruning({"unk": False, "vocabulary": None, "used_share": {}, **params})
 
 
-def prune(model: Any, cache: Path, kind: str = "classification", task: Data | None = None, **params: Any) -> Any:
+def prune(
+    model: Any, cache: Path, kind: str = "classification", task: Data | None = None, **params: Any
+) -> Any:
     method, ctx = plugin(**params), context(cache, kind)
     pruned, _ = method.attach(model, task or data(kind), ctx)
     return pruned, method, ctx
@@ -117,7 +154,10 @@ def batch(model: Any, seed: int, labels: bool = True) -> dict[str, Tensor]:
     pad = model.config.pad_token_id
     tokens = rows(seed % 3, 12)[:4]
     ids = torch.tensor([t + [pad] * (LENGTH - len(t)) for t in tokens])
-    out = {"input_ids": ids, "attention_mask": (torch.arange(LENGTH) < torch.tensor([[len(t)] for t in tokens])).long()}
+    out = {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(LENGTH) < torch.tensor([[len(t)] for t in tokens])).long(),
+    }
     if labels:
         out["labels"] = torch.tensor([0, 1, 1, 0])
     return out
@@ -156,7 +196,9 @@ def test_logits_are_bit_equal_before_and_after(family: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mamba"])
-def test_logits_of_language_models_are_over_the_full_vocabulary_in_eval_mode(family: str, tmp_path: Path) -> None:
+def test_logits_of_language_models_are_over_the_full_vocabulary_in_eval_mode(
+    family: str, tmp_path: Path
+) -> None:
     model = make(family, AutoModelForCausalLM).eval()
     inputs = lm_batch(model, 0)
     before = model(**inputs)
@@ -171,7 +213,9 @@ def test_logits_of_language_models_are_over_the_full_vocabulary_in_eval_mode(fam
 # ------------------------------------------------------------------ training runs
 
 
-def train(model: Any, optimizer: torch.optim.Optimizer, steps: int = 20, dtype: torch.dtype | None = None) -> None:
+def train(
+    model: Any, optimizer: torch.optim.Optimizer, steps: int = 20, dtype: torch.dtype | None = None
+) -> None:
     model.train()
     torch.manual_seed(7)
     for step in range(steps):
@@ -188,7 +232,9 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("family", CLASSIFIERS)
-def test_twenty_steps_with_dropout_are_bit_equal_to_the_full_run(family: str, optimizer: str, tmp_path: Path) -> None:
+def test_twenty_steps_with_dropout_are_bit_equal_to_the_full_run(
+    family: str, optimizer: str, tmp_path: Path
+) -> None:
     full, pruned = make(family), make(family)
     untouched = state(full)
     embedding = "weight"
@@ -214,7 +260,9 @@ def test_twenty_steps_equal_those_on_a_remapped_dataset(tmp_path: Path) -> None:
     ours, *_ = prune(ours, tmp_path)
     keep = torch.from_numpy(ours.get_input_embeddings().stores["weight"].vocabulary.keep)
     embedding = oracle.get_input_embeddings()
-    small = nn.Embedding(len(keep), HIDDEN, padding_idx=int(torch.searchsorted(keep, embedding.padding_idx)))
+    small = nn.Embedding(
+        len(keep), HIDDEN, padding_idx=int(torch.searchsorted(keep, embedding.padding_idx))
+    )
     small.weight = nn.Parameter(embedding.weight.detach()[keep])
     oracle.set_input_embeddings(small)
     a, b = (torch.optim.AdamW(m.parameters(), lr=1e-3) for m in (ours, oracle))
@@ -224,7 +272,9 @@ def test_twenty_steps_equal_those_on_a_remapped_dataset(tmp_path: Path) -> None:
         torch.manual_seed(step)
         first = ours(**inputs).loss
         torch.manual_seed(step)
-        second = oracle(**{**inputs, "input_ids": torch.searchsorted(keep, inputs["input_ids"])}).loss
+        second = oracle(
+            **{**inputs, "input_ids": torch.searchsorted(keep, inputs["input_ids"])}
+        ).loss
         assert torch.equal(first, second)
         for loss, optimizer in ((first, a), (second, b)):
             loss.backward()
@@ -249,14 +299,20 @@ def test_weight_decay_differs_in_unused_rows_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("full_matrix", [True, False])
 @pytest.mark.parametrize(("family", "block"), [("llama", 0), ("bert", 200)])
 def test_composition_with_came(family: str, block: int, full_matrix: bool, tmp_path: Path) -> None:
-    """Pruned + CAME is the full CAME run to 1e-9 in fp64; with the setting off it is not (negative control)."""
+    """Pruned + CAME is the full CAME run to 1e-9 in fp64; with the setting off it is not (negative
+    control)."""
     full, pruned = make(family).double(), make(family).double()
-    for model in (full, pruned):  # attention ignores the keys' bias: its gradient is noise, which CAME would scale up
+    for model in (
+        full,
+        pruned,
+    ):  # attention ignores the keys' bias: its gradient is noise, which CAME would scale up
         for name, p in model.named_parameters():
             p.requires_grad_("key.bias" not in name)
     train(full, CAME(full.parameters(), lr=1e-3, clip=0.2, block=block))
     pruned, method, ctx = prune(pruned, tmp_path)
-    train(pruned, CAME(pruned.parameters(), lr=1e-3, clip=0.2, block=block, full_matrix=full_matrix))
+    train(
+        pruned, CAME(pruned.parameters(), lr=1e-3, clip=0.2, block=block, full_matrix=full_matrix)
+    )
     expected, found = full.state_dict(), method.export(pruned, ctx).state_dict()
     gap = max((expected[k] - found[k]).abs().max().item() for k in expected)
     assert (gap < 1e-9) == full_matrix, gap
@@ -278,7 +334,9 @@ def test_composition_with_came(family: str, block: int, full_matrix: bool, tmp_p
         ("t5", AutoModelForSeq2SeqLM),
     ],
 )
-def test_tied_output_is_pruned_and_its_loss_is_over_the_used_vocabulary(family: str, auto: Any, tmp_path: Path) -> None:
+def test_tied_output_is_pruned_and_its_loss_is_over_the_used_vocabulary(
+    family: str, auto: Any, tmp_path: Path
+) -> None:
     kind = "masked_lm" if auto is AutoModelForMaskedLM else "causal_lm"
     model = make(family, auto)
     parameters = {n: p.requires_grad for n, p in model.named_parameters()}
@@ -286,7 +344,13 @@ def test_tied_output_is_pruned_and_its_loss_is_over_the_used_vocabulary(family: 
     inputs = lm_batch(model, 0)
     if family == "t5":
         extra = {"labels": [[41, 42]] * 12}
-        task = Data(kind, *(Dataset.from_dict({**d.to_dict(), **extra}) for d in (dataset(0), dataset(1), dataset(2))))
+        task = Data(
+            kind,
+            *(
+                Dataset.from_dict({**d.to_dict(), **extra})
+                for d in (dataset(0), dataset(1), dataset(2))
+            ),
+        )
         inputs["labels"] = torch.tensor([[41, 42, 41]] * 4)
     else:
         task = data(kind)
@@ -328,7 +392,9 @@ def test_tied_output_is_pruned_and_its_loss_is_over_the_used_vocabulary(family: 
     assert torch.equal(restored.get_input_embeddings().weight[keep], trained)
     unused = sorted(set(range(FULL)) - set(keep.tolist()))
     assert torch.equal(restored.get_input_embeddings().weight[unused], before[unused])
-    assert {k: v.shape for k, v in restored.state_dict().items()} == {k: v.shape for k, v in whole.items()}
+    assert {k: v.shape for k, v in restored.state_dict().items()} == {
+        k: v.shape for k, v in whole.items()
+    }
     assert restored.eval()(**inputs).logits.shape[-1] == FULL
 
 
@@ -344,7 +410,9 @@ def _without_dropout(model: Any) -> Any:
 
 def test_an_untied_output_embedding_stays_whole(tmp_path: Path) -> None:
     """The paper leaves output embeddings alone; the loss and 5 steps are those of the full run."""
-    full, pruned = (make("llama", AutoModelForCausalLM, tie_word_embeddings=False) for _ in range(2))
+    full, pruned = (
+        make("llama", AutoModelForCausalLM, tie_word_embeddings=False) for _ in range(2)
+    )
     pruned, method, ctx = prune(pruned, tmp_path, "causal_lm")
     assert pruned.get_output_embeddings().weight.shape == (FULL, HIDDEN)
     for model in (full, pruned):
@@ -362,7 +430,12 @@ def test_random_words_of_masking_become_used_words(tmp_path: Path) -> None:
     collate = DataCollatorForLanguageModeling(
         names, mlm_probability=0.9, mask_replace_prob=0.0, random_replace_prob=1.0
     )
-    model, *_ = prune(make("bert", AutoModelForMaskedLM), tmp_path, "masked_lm", data("masked_lm", tokenizer=names))
+    model, *_ = prune(
+        make("bert", AutoModelForMaskedLM),
+        tmp_path,
+        "masked_lm",
+        data("masked_lm", tokenizer=names),
+    )
     torch.manual_seed(0)
     inputs = collate([{"input_ids": r} for r in rows(0)])
     assert (inputs["input_ids"] >= 40).any()  # words that the data does not have
@@ -386,7 +459,9 @@ def test_a_missing_pad_and_one_above_an_unused_id_work(pad: int | None, tmp_path
     model = make("gpt2")
     model.config.pad_token_id = 91
     before = model.eval()(**batch(model, 0)).logits
-    pruned, *_ = prune(model, tmp_path, task=data(tokenizer=tokenizer(pad_token="w91")) if pad else None)
+    pruned, *_ = prune(
+        model, tmp_path, task=data(tokenizer=tokenizer(pad_token="w91")) if pad else None
+    )
     keep = pruned.get_input_embeddings().stores["weight"].vocabulary.keep
     assert {91, 95} <= set(keep.tolist())
     assert torch.equal(pruned(**batch(model, 0)).logits, before)
@@ -432,7 +507,10 @@ def test_an_unseen_token_may_read_the_unknown_one(tmp_path: Path) -> None:
 
 def test_an_unseen_label_is_named(tmp_path: Path) -> None:
     model, *_ = prune(
-        make("gpt2", AutoModelForCausalLM), tmp_path, "causal_lm", data("causal_lm", tokenizer=tokenizer())
+        make("gpt2", AutoModelForCausalLM),
+        tmp_path,
+        "causal_lm",
+        data("causal_lm", tokenizer=tokenizer()),
     )
     inputs = lm_batch(model, 0)
     inputs["labels"][0, 1] = 44
@@ -461,9 +539,18 @@ def test_marks_on_the_parameter_survive(tmp_path: Path) -> None:
 
 
 def test_decoder_ids_and_labels_are_counted(tmp_path: Path) -> None:
-    columns = {"input_ids": [[5, 6], [7]], "decoder_input_ids": [[50], [51, 52]], "labels": [[53, -100], [54]]}
+    columns = {
+        "input_ids": [[5, 6], [7]],
+        "decoder_input_ids": [[50], [51, 52]],
+        "labels": [[53, -100], [54]],
+    }
     split = Dataset.from_dict(columns)
-    model, *_ = prune(make("t5", AutoModelForSeq2SeqLM), tmp_path, "causal_lm", Data("causal_lm", split, split, split))
+    model, *_ = prune(
+        make("t5", AutoModelForSeq2SeqLM),
+        tmp_path,
+        "causal_lm",
+        Data("causal_lm", split, split, split),
+    )
     keep = set(model.get_input_embeddings().stores["weight"].vocabulary.keep.tolist())
     assert {5, 6, 7, 50, 51, 52, 53, 54} <= keep
     model(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[53, 54]])).loss.backward()
@@ -484,7 +571,11 @@ def test_num_embeddings_follows(tmp_path: Path) -> None:
     embedding = pruned.get_input_embeddings()
     assert embedding.num_embeddings == len(embedding.weight) < FULL
     embedding = method.export(pruned, ctx).get_input_embeddings()
-    assert (embedding.num_embeddings, embedding.weight.shape, embedding.padding_idx) == (FULL, (FULL, HIDDEN), 0)
+    assert (embedding.num_embeddings, embedding.weight.shape, embedding.padding_idx) == (
+        FULL,
+        (FULL, HIDDEN),
+        0,
+    )
     assert type(embedding) is nn.Embedding
     assert not list(embedding.buffers())
 
@@ -493,10 +584,22 @@ def test_pooling_that_searches_for_eos_works(tmp_path: Path) -> None:
     """BART's classifier pools at the last eos of the original ids."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "bart", vocab_size=FULL, d_model=HIDDEN, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
-        decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=64,
-        eos_token_id=94, pad_token_id=93, bos_token_id=92, decoder_start_token_id=94, scale_embedding=True,
-    )  # fmt: skip
+        "bart",
+        vocab_size=FULL,
+        d_model=HIDDEN,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        max_position_embeddings=64,
+        eos_token_id=94,
+        pad_token_id=93,
+        bos_token_id=92,
+        decoder_start_token_id=94,
+        scale_embedding=True,
+    )
     model = AutoModelForSequenceClassification.from_config(config).eval()
     ids = torch.tensor([[5, 6, 94], [7, 8, 94]])
     before = model(input_ids=ids).logits
@@ -591,7 +694,10 @@ def test_counts_equal_a_plain_loop(tokens: list[list[int]]) -> None:
     for t in tokens:
         for i in [*t, 3]:
             expected[i] += 2
-    assert COUNTING.count_tokens([split, split.select(range(len(tokens)))], 20).tolist() == expected.tolist()
+    assert (
+        COUNTING.count_tokens([split, split.select(range(len(tokens)))], 20).tolist()
+        == expected.tolist()
+    )
 
 
 def test_a_selection_counts_its_own_rows_only() -> None:
@@ -600,9 +706,13 @@ def test_a_selection_counts_its_own_rows_only() -> None:
 
 
 @pytest.mark.parametrize(("kind", "kept"), [("classification", True), ("causal_lm", False)])
-def test_the_test_split_counts_except_in_language_modelling(kind: str, kept: bool, tmp_path: Path) -> None:
+def test_the_test_split_counts_except_in_language_modelling(
+    kind: str, kept: bool, tmp_path: Path
+) -> None:
     task = data(
-        kind, test=Dataset.from_dict({"input_ids": [[55, 5]]}), validation=Dataset.from_dict({"input_ids": [[56]]})
+        kind,
+        test=Dataset.from_dict({"input_ids": [[55, 5]]}),
+        validation=Dataset.from_dict({"input_ids": [[56]]}),
     )
     auto = AutoModelForCausalLM if kind == "causal_lm" else AutoModelForSequenceClassification
     model, *_ = prune(make("gpt2", auto), tmp_path, kind, task)
@@ -644,10 +754,14 @@ def test_a_prediction_prunes_meta_tensors_without_a_file(auto: Any, tmp_path: Pa
 
 def test_xlm_r_base_on_sst2_saves_2819_8_mib(tmp_path: Path) -> None:
     """16 bytes per number with fp32 AdamW, and the usage table's 3.75 %."""
-    from leantune.registry import parse_stack
+    from leantune.spec.stacks import parse_stack
 
-    (part,) = [p for p in parse_stack("vocab_pruning@sst2", "classification") if p.slot == "vocabulary"]
-    config = AutoConfig.for_model("xlm-roberta", vocab_size=250_002, num_hidden_layers=1, max_position_embeddings=514)
+    (part,) = [
+        p for p in parse_stack("vocab_pruning@sst2", "classification") if p.slot == "vocabulary"
+    ]
+    config = AutoConfig.for_model(
+        "xlm-roberta", vocab_size=250_002, num_hidden_layers=1, max_position_embeddings=514
+    )
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
     before = sum(p.numel() for p in model.parameters())
@@ -697,4 +811,6 @@ def test_embedding_share(share: float, family: str, architecture: dict[str, Any]
             AutoConfig.for_model(family, num_labels=2, **architecture)
         )
     embedding = model.get_input_embeddings().weight.numel()
-    assert 100 * embedding / sum(p.numel() for p in model.parameters()) == pytest.approx(share, abs=5.1e-3)
+    assert 100 * embedding / sum(p.numel() for p in model.parameters()) == pytest.approx(
+        share, abs=5.1e-3
+    )

@@ -1,4 +1,5 @@
-"""Vocabulary pruning: what it saves in numbers, ragged batches, and what holds with factored optimizers."""
+"""Vocabulary pruning: what it saves in numbers, ragged batches, and what holds with factored
+optimizers."""
 
 from __future__ import annotations
 
@@ -9,11 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from test_vocab_pruning import CAME, FULL, HIDDEN, VocabPruning, batch, context, data, make, prune, rows, train
+from test_vocab_pruning import (
+    CAME,
+    FULL,
+    HIDDEN,
+    VocabPruning,
+    batch,
+    context,
+    data,
+    make,
+    prune,
+    rows,
+    train,
+)
 from transformers import AutoConfig, AutoModel
 
-from leantune.registry import load_method, parse_stack
-from leantune.stack import Stack
+from leantune.spec.stacks import parse_stack
+from leantune.training.stack import Stack, load_method
 
 BUILDERS: dict[str, Any] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -22,7 +35,9 @@ BUILDERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("name", "per_number", "per_row"), [("adamw", 16, 0), ("came", 12, 8), ("sgd", 8, 0)])
+@pytest.mark.parametrize(
+    ("name", "per_number", "per_row"), [("adamw", 16, 0), ("came", 12, 8), ("sgd", 8, 0)]
+)
 def test_bytes_saved_are_those_of_weight_gradient_and_optimizer(
     name: str, per_number: int, per_row: int, tmp_path: Path
 ) -> None:
@@ -32,7 +47,9 @@ def test_bytes_saved_are_those_of_weight_gradient_and_optimizer(
         optimizer = BUILDERS[name](model.parameters())
         model(**batch(model, 0)).loss.backward()
         optimizer.step()
-        states = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+        states = [
+            t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)
+        ]
         params = list(model.parameters())
         return sum(t.nbytes for t in [*params, *(p.grad for p in params), *states])
 
@@ -45,7 +62,11 @@ def test_bytes_saved_are_those_of_weight_gradient_and_optimizer(
 
 def test_the_table_costs_4_bytes_per_id_and_the_dataset_is_untouched(tmp_path: Path) -> None:
     task = data()
-    before = {name: split["input_ids"][:] for name, split in vars(task).items() if hasattr(split, "column_names")}
+    before = {
+        name: split["input_ids"][:]
+        for name, split in vars(task).items()
+        if hasattr(split, "column_names")
+    }
     model = make("bert")
     model, attached = VocabPruning({"unk": False, "vocabulary": None, "used_share": {}}).attach(
         model, task, context(tmp_path)
@@ -88,14 +109,20 @@ def test_ragged_batches_train_as_with_the_whole_matrix(family: str, tmp_path: Pa
 def test_model_size_reduction_of_the_usage_table(
     point: str, family: str, vocabulary: int, percent: float, tmp_path: Path
 ) -> None:
-    config = AutoConfig.for_model(family, vocab_size=vocabulary, type_vocab_size=1, max_position_embeddings=514)
+    config = AutoConfig.for_model(
+        family, vocab_size=vocabulary, type_vocab_size=1, max_position_embeddings=514
+    )
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     before = sum(p.numel() for p in model.parameters())
-    (part,) = [p for p in parse_stack(f"vocab_pruning@{point}", "classification") if p.slot == "vocabulary"]
+    (part,) = [
+        p for p in parse_stack(f"vocab_pruning@{point}", "classification") if p.slot == "vocabulary"
+    ]
     VocabPruning(part.params).attach(model, None, context(tmp_path, family=family, probe=True))
     after = sum(p.numel() for p in model.parameters())
-    assert 100 * (1 - after / before) == pytest.approx(percent, abs=0.011)  # shares are rounded to 0.01 %
+    assert 100 * (1 - after / before) == pytest.approx(
+        percent, abs=0.011
+    )  # shares are rounded to 0.01 %
 
 
 @pytest.mark.parametrize(("optimizer", "invariant"), [("came", True), ("adafactor", False)])
@@ -104,14 +131,19 @@ def test_which_factored_optimizer_steps_as_on_the_whole_matrix_by_default(
 ) -> None:
     """Our CAME as it comes; nothing is promised for Adafactor, whose scale depends on the rows."""
     full, pruned = make("bert").double(), make("bert").double()
-    for model in (full, pruned):  # attention ignores the keys' bias: its gradient is noise, which would be scaled up
+    for model in (
+        full,
+        pruned,
+    ):  # attention ignores the keys' bias: its gradient is noise, which would be scaled up
         for name, p in model.named_parameters():
             p.requires_grad_("key.bias" not in name)
 
     def built(model: Any) -> torch.optim.Optimizer:
         if optimizer == "adafactor":
             return torch.optim.Adafactor(model.parameters(), lr=1e-2)
-        (part,) = [p for p in parse_stack("vocab_pruning+came", "classification") if p.slot == "optimizer"]
+        (part,) = [
+            p for p in parse_stack("vocab_pruning+came", "classification") if p.slot == "optimizer"
+        ]
         groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": 1e-2}]
         return load_method("came")(part.params).optimizer(groups, SimpleNamespace())
 

@@ -1,7 +1,8 @@
-"""What a user would ask instead, for the same runs: accelerate's formula, and two packages from PyPI.
+"""What a user would ask instead, for the same runs: accelerate's formula, and two packages from
+PyPI.
 
-Each takes the longest batch that ours takes. One that is not installed, or has no input for a run's method, gives no
-number: `pip install fitcheck-llm==0.3.1 qmemcalc==0.1.1`, or the extra `peers`.
+Each takes the longest batch that ours takes. One that is not installed, or has no input for a run's
+method, gives no number: `pip install fitcheck-llm==0.3.1 qmemcalc==0.1.1`, or the extra `peers`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from transformers import AutoConfig, AutoModel
 MIB = 2**20
 PACKAGES = {"fitcheck-llm": "fitcheck", "qmemcalc": "qmemcalc"}
 PRECISION = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-LORA_TARGETS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}  # those fitcheck knows
+LORA_TARGETS = {
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+}  # those fitcheck knows
 
 
 def missing() -> list[str]:
@@ -31,7 +40,9 @@ def missing() -> list[str]:
     return [name for name, module in PACKAGES.items() if importlib.util.find_spec(module) is None]
 
 
-def estimates(run: Run, architecture: dict[str, Any], trainable: int | None, gpu: str) -> dict[str, float | None]:
+def estimates(
+    run: Run, architecture: dict[str, Any], trainable: int | None, gpu: str
+) -> dict[str, float | None]:
     """Bytes by peer; None where it has no number for this run."""
     absent = missing()
     return {
@@ -43,10 +54,13 @@ def estimates(run: Run, architecture: dict[str, Any], trainable: int | None, gpu
 
 @functools.cache
 def accelerate(architecture: str, dtype: str) -> float:
-    """`accelerate estimate-memory`'s training figure: the model's size in float32 and a factor of the dtype."""
+    """`accelerate estimate-memory`'s training figure: the model's size in float32 and a factor of
+    the dtype."""
     kind = json.loads(architecture)
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.for_model(kind.pop("model_type"), **kind), dtype=torch.float32)
+        model = AutoModel.from_config(
+            AutoConfig.for_model(kind.pop("model_type"), **kind), dtype=torch.float32
+        )
     return float(max(estimate_training_usage(calculate_maximum_sizes(model)[0], dtype).values()))
 
 
@@ -57,7 +71,9 @@ def fitcheck(run: Run, architecture: dict[str, Any], gpu: str) -> float | None:
 
     train, peft = run.train_config, run.peft_config
     targets = peft.get("target_modules") or []
-    if peft and (peft["peft_type"] != "LORA" or isinstance(targets, str) or not set(targets) <= LORA_TARGETS):
+    if peft and (
+        peft["peft_type"] != "LORA" or isinstance(targets, str) or not set(targets) <= LORA_TARGETS
+    ):
         return None
     fields = _parse_fields(architecture)
     model = ModelConfig(name="published", num_params=_count_params(fields), **vars(fields))

@@ -1,10 +1,11 @@
-"""Predicted against published memory: replay every run of a file on fake tensors, beside what a user would ask instead.
+"""Predicted against published memory: replay every run of a file on fake tensors, beside what a
+user would ask instead.
 
     python benchmarks/prediction/replay.py benchmarks/prediction/peft_l40s_runs.json
 
 One line a run while it goes, summaries of ours and of the peers, and one last line of JSON:
-{"runs", "failed", "median_abs_error", "within_5pct", "worst", "pair_order"}, errors as fractions. One number is
-fitted, the longest batch (session.py), none to a method.
+{"runs", "failed", "median_abs_error", "within_5pct", "worst", "pair_order"}, errors as fractions.
+One number is fitted, the longest batch (session.py), none to a method.
 """
 
 from __future__ import annotations
@@ -30,15 +31,25 @@ MIB = 2**20
 def main() -> int:
     """The exit status: 2 for a file or a name that is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("file", type=Path, help="published runs, in the format of peft_l40s_runs.json")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="only runs whose experiment contains one of these")
+    parser.add_argument(
+        "file", type=Path, help="published runs, in the format of peft_l40s_runs.json"
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="only runs whose experiment contains one of these"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     try:
         published = load(arguments.file)
-        chosen = [r for r in published.runs if not arguments.only or any(w in r.experiment for w in arguments.only)]
+        chosen = [
+            r
+            for r in published.runs
+            if not arguments.only or any(w in r.experiment for w in arguments.only)
+        ]
         if not chosen:
-            raise BadInput(f"no run's experiment contains {' or '.join(arguments.only)}; see the file for their names")
+            raise BadInput(
+                f"no run's experiment contains {' or '.join(arguments.only)}; see the file for their names"
+            )
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
@@ -57,17 +68,23 @@ def replay(chosen: list[Run], published: Published) -> None:
     columns: dict[str, dict[str, float | None]] = {name: {} for name in names}
     measured = {run.experiment: float(run.measured) for run in chosen}
     print(
-        f"{'':7} {'experiment':<{width}} {'measured':>9}" + "".join(f" {n:>9} {'error':>7}" for n in names[:1]), end=""
+        f"{'':7} {'experiment':<{width}} {'measured':>9}"
+        + "".join(f" {n:>9} {'error':>7}" for n in names[:1]),
+        end="",
     )
     print("".join(f" {name:>12}" for name in names[1:]) + "   MiB, seconds")
     for number, run in enumerate(chosen, 1):
         started = time.perf_counter()
         reason, trainable = "", None
         try:
-            columns["ours"][run.experiment], trainable = session.predict(run, published.architecture)
+            columns["ours"][run.experiment], trainable = session.predict(
+                run, published.architecture
+            )
         except Unsupported as error:
             reason = str(error)
-        except Exception as error:  # a method's own set-up or step; the run counts as failed, with what it said
+        except (
+            Exception
+        ) as error:  # a method's own set-up or step; the run counts as failed, with what it said
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         columns["ours"].setdefault(run.experiment, None)
         others = peers.estimates(run, published.architecture, trainable, published.gpu)
@@ -78,7 +95,8 @@ def replay(chosen: list[Run], published: Published) -> None:
         line += f"{'failed':>7}" if ours is None else f"{scores.error(ours, run.measured):7.2%}"
         line += "".join(f" {_cell(size, 12)}" for size in others.values())
         print(
-            f"{line}   {time.perf_counter() - started:.1f}" + (f"\n        failed: {reason}" if reason else ""),
+            f"{line}   {time.perf_counter() - started:.1f}"
+            + (f"\n        failed: {reason}" if reason else ""),
             flush=True,
         )
     for name in names:

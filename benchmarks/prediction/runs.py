@@ -1,7 +1,9 @@
-"""The format of published runs: one architecture, many runs of it, each with what it reserved on the GPU.
+"""The format of published runs: one architecture, many runs of it, each with what it reserved on
+the GPU.
 
-`meta.architecture` is a transformers config with its `model_type`, so no hub is asked. A run has `experiment`,
-`peft_config` (null or empty: full fine-tuning), `train_config` and `memory_max_bytes`.
+`meta.architecture` is a transformers config with its `model_type`, so no hub is asked. A run has
+`experiment`, `peft_config` (null or empty: full fine-tuning), `train_config` and
+`memory_max_bytes`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ from typing import Any
 
 from leantune.errors import BadInput
 
-TRAINING = ("dtype", "batch_size", "optimizer_type", "optimizer_kwargs")  # without these nothing can be replayed
+TRAINING = (
+    "dtype",
+    "batch_size",
+    "optimizer_type",
+    "optimizer_kwargs",
+)  # without these nothing can be replayed
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,9 @@ def load(path: Path) -> Published:
     try:
         content = json.loads(path.read_text())
     except OSError as error:
-        raise BadInput(f"cannot read '{path}': {error.strerror}; name a file of published runs") from error
+        raise BadInput(
+            f"cannot read '{path}': {error.strerror}; name a file of published runs"
+        ) from error
     except ValueError as error:
         raise BadInput(f"'{path}' is not JSON: {error}") from error
     meta = _entry(content, "meta", dict, str(path))
@@ -69,15 +78,21 @@ def _run(run: Any, number: int) -> Run:
             raise BadInput(f"'train_config' of {where} has no '{key}'; add it")
     measured = _entry(run, "memory_max_bytes", int, where)
     if measured <= 0:
-        raise BadInput(f"'memory_max_bytes' of {where} is {measured}; it must be a number of bytes above 0")
+        raise BadInput(
+            f"'memory_max_bytes' of {where} is {measured}; it must be a number of bytes above 0"
+        )
     peft_config = run.get("peft_config") or {}
     if not isinstance(peft_config, dict) or (peft_config and "peft_type" not in peft_config):
-        raise BadInput(f"'peft_config' of {where} has no 'peft_type'; add it, or leave it null for full fine-tuning")
+        raise BadInput(
+            f"'peft_config' of {where} has no 'peft_type'; add it, or leave it null for full fine-tuning"
+        )
     return Run(name, peft_config, train, measured)
 
 
 def _entry(holder: Any, key: str, kind: type, where: str) -> Any:
     value = holder.get(key) if isinstance(holder, Mapping) else None
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise BadInput(f"{where} has no '{key}' of type {kind.__name__}; add it as in peft_l40s_runs.json")
+        raise BadInput(
+            f"{where} has no '{key}' of type {kind.__name__}; add it as in peft_l40s_runs.json"
+        )
     return value

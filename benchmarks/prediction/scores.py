@@ -15,8 +15,8 @@ def error(predicted: float, measured: float) -> float:
 
 
 def pair_order(predicted: Sequence[float], measured: Sequence[float]) -> float | None:
-    """The share of pairs, measured more than 2 % apart, that the predictions put in the measured order; equal
-    predictions do not. None without such a pair."""
+    """The share of pairs, measured more than 2 % apart, that the predictions put in the measured
+    order; equal predictions do not. None without such a pair."""
     right = [
         (p - q) * (m - n) > 0
         for (p, m), (q, n) in combinations(zip(predicted, measured, strict=True), 2)
@@ -25,7 +25,9 @@ def pair_order(predicted: Sequence[float], measured: Sequence[float]) -> float |
     return sum(right) / len(right) if right else None
 
 
-def summary(predicted: Mapping[str, float | None], measured: Mapping[str, float]) -> dict[str, float | int | None]:
+def summary(
+    predicted: Mapping[str, float | None], measured: Mapping[str, float]
+) -> dict[str, float | int | None]:
     """The last line's numbers: every measured run counts, and one without a prediction has failed.
 
     `within_5pct` is a share of the predicted runs; `worst` is the largest absolute error.

@@ -2,6 +2,6 @@
 
 import sys
 
-from leantune.cli import main
+from leantune.cli.parser import main
 
 sys.exit(main())

@@ -1,4 +1,5 @@
-"""Where each model family keeps the parts that methods change. One row per family, names as in transformers."""
+"""Where each model family keeps the parts that methods change. One row per family, names as in
+transformers."""
 
 from __future__ import annotations
 
@@ -17,10 +18,14 @@ class Family:
     layers: str  # the list of transformer blocks
     query_value: tuple[str, ...]  # last name of the query and value projections (GPT-2 fuses them)
     key_value: tuple[str, ...]  # last name of the key and value projections
-    linears: tuple[str, ...]  # last names of every linear map inside a block, that low-rank methods may change
+    linears: tuple[
+        str, ...
+    ]  # last names of every linear map inside a block, that low-rank methods may change
     attention_output: str  # within a layer: the linear after which an attention adapter goes
     ffn_output: str  # within a layer: the linear after which a feed-forward adapter goes
-    attention_dropout: str = ""  # within a layer: the dropout between that linear and the adapter, if there is one
+    attention_dropout: str = (
+        ""  # within a layer: the dropout between that linear and the adapter, if there is one
+    )
     ffn_dropout: str = ""
 
 
@@ -91,8 +96,11 @@ def blocks(model: nn.Module, name: str) -> list[nn.Module]:
     return list(base.get_submodule(family(name).layers).children())
 
 
-def linears(model: nn.Module, name: str, names: tuple[str, ...]) -> list[tuple[nn.Module, str, nn.Module]]:
-    """(parent, attribute, linear) for every linear in the blocks whose last name is in `names`, in order."""
+def linears(
+    model: nn.Module, name: str, names: tuple[str, ...]
+) -> list[tuple[nn.Module, str, nn.Module]]:
+    """(parent, attribute, linear) for every linear in the blocks whose last name is in `names`, in
+    order."""
     found = []
     for block in blocks(model, name):
         for parent in block.modules():

@@ -1,8 +1,11 @@
 """The errors that people see. Each message is one sentence: what was wrong, where, and what to do."""
 
+RETRY = 75  # EX_TEMPFAIL: run the same command again, after a stop or with more memory or time
+
 
 class BadInput(Exception):
-    """Something the user wrote or holds is wrong (a name, a key, a file): exit 2, nothing is recorded."""
+    """Something the user wrote or holds is wrong (a name, a key, a file): exit 2, nothing is
+    recorded."""
 
 
 class Unsupported(Exception):

@@ -1,4 +1,5 @@
-"""The modules that an exported model may hold beside those of `transformers`, rebuilt from plain data on load."""
+"""The modules that an exported model may hold beside those of `transformers`, rebuilt from plain
+data on load."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:  # its import registers leantune.loading, which needs this mod
 
 
 class FactoredLinear(nn.Module):
-    """A linear map of rank r as two: y = (x D^T) U^T + b, `down` D [r, in] and `up` U [out, r] with the bias."""
+    """A linear map of rank r as two: y = (x D^T) U^T + b, `down` D [r, in] and `up` U [out, r] with
+    the bias."""
 
     def __init__(
         self,
@@ -40,7 +42,8 @@ class FactoredLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The map multiplied out, [out, in]: for code that looks at a linear's weight; nothing here uses it."""
+        """The map multiplied out, [out, in]: for code that looks at a linear's weight; nothing here
+        uses it."""
         return self.up.weight @ self.down.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,9 +52,12 @@ class FactoredLinear(nn.Module):
 
     @classmethod
     def like(cls, linear: nn.Module, rank: int) -> FactoredLinear:
-        """An uninitialised map of rank r with the shape, bias, device and dtype of a Linear or Conv1D."""
+        """An uninitialised map of rank r with the shape, bias, device and dtype of a Linear or
+        Conv1D."""
         weight: Tensor = linear.weight  # type: ignore[assignment]
-        out_features, in_features = weight.shape[::-1] if isinstance(linear, Conv1D) else weight.shape
+        out_features, in_features = (
+            weight.shape[::-1] if isinstance(linear, Conv1D) else weight.shape
+        )
         settings = {"bias": linear.bias is not None, "device": weight.device, "dtype": weight.dtype}
         return cls(in_features, out_features, rank, **settings)  # type: ignore[arg-type]
 
@@ -62,16 +68,19 @@ def factored_ranks(model: nn.Module) -> dict[str, int]:
 
 
 def place_factored(model: nn.Module, ranks: Mapping[str, int]) -> None:
-    """Put an uninitialised FactoredLinear of the given rank at every path, in place of the linear there."""
+    """Put an uninitialised FactoredLinear of the given rank at every path, in place of the linear
+    there."""
     for path, rank in ranks.items():
         model.set_submodule(path, FactoredLinear.like(model.get_submodule(path), rank))
 
 
 class Adapter(nn.Module):
-    """A module and a bottleneck behind it (arXiv 1902.00751, section 2.1): z = x + up(gelu(down(x))), x = base(.).
+    """A module and a bottleneck behind it (arXiv 1902.00751, section 2.1): z = x +
+    up(gelu(down(x))), x = base(.).
 
-    It stands where `base`, a block's output map or the dropout after it, stood, so the bottleneck comes before the
-    residual addition and LayerNorm. `down` is [h, d], `up` is [d, h], both with a bias: 2 d h + h + d parameters.
+    It stands where `base`, a block's output map or the dropout after it, stood, so the bottleneck
+    comes before the residual addition and LayerNorm. `down` is [h, d], `up` is [d, h], both with a
+    bias: 2 d h + h + d parameters.
     """
 
     def __init__(
@@ -86,7 +95,10 @@ class Adapter(nn.Module):
         self.base = base
         self.down = nn.Linear(width, bottleneck, device=device, dtype=dtype)
         self.up = nn.Linear(bottleneck, width, device=device, dtype=dtype)
-        for linear in (self.down, self.up):  # near the identity, with the paper's deviation, cut at two of them
+        for linear in (
+            self.down,
+            self.up,
+        ):  # near the identity, with the paper's deviation, cut at two of them
             nn.init.trunc_normal_(linear.weight, std=1e-3, a=-2e-3, b=2e-3)
             nn.init.zeros_(linear.bias)
 
@@ -118,8 +130,11 @@ def adapters(model: nn.Module) -> list[Adapter]:
 
 
 def adapter_bottlenecks(model: nn.Module) -> dict[str, int]:
-    """Plain data from which `place_adapters` rebuilds the model's adapters: path to bottleneck size."""
-    return {name: m.down.out_features for name, m in model.named_modules() if isinstance(m, Adapter)}
+    """Plain data from which `place_adapters` rebuilds the model's adapters: path to bottleneck
+    size."""
+    return {
+        name: m.down.out_features for name, m in model.named_modules() if isinstance(m, Adapter)
+    }
 
 
 def place_adapters(model: PreTrainedModel, bottlenecks: Mapping[str, int]) -> None:

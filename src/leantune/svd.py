@@ -1,4 +1,5 @@
-"""Singular value decompositions of a model's linear maps, computed once per weight and cached by its hash."""
+"""Singular value decompositions of a model's linear maps, computed once per weight and cached by
+its hash."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class SVD(NamedTuple):
 
 
 def weight_of(linear: nn.Module) -> Tensor:
-    """The map's weight as [out, in], a view: GPT-2's Conv1D keeps it transposed, nn.Linear does not."""
+    """The map's weight as [out, in], a view: GPT-2's Conv1D keeps it transposed, nn.Linear does
+    not."""
     weight: Tensor = linear.weight  # type: ignore[assignment]
     return weight.T if isinstance(linear, Conv1D) else weight
 
@@ -31,8 +33,8 @@ def weight_of(linear: nn.Module) -> Tensor:
 def decompose(weight: Tensor) -> SVD:
     """The SVD of `weight` [out, in] in fp32 (fp64 stays fp64), with canonical signs.
 
-    The largest entry of every right singular vector is positive, so the same weight gives the same vectors.
-    Works on meta tensors.
+    The largest entry of every right singular vector is positive, so the same weight gives the same
+    vectors. Works on meta tensors.
     """
     W = weight.detach()
     U, S, Vh = torch.linalg.svd(W if W.dtype == torch.float64 else W.float(), full_matrices=False)
@@ -42,7 +44,8 @@ def decompose(weight: Tensor) -> SVD:
 
 
 def cached_svd(weight: Tensor, cache: Path | None) -> SVD:
-    """`decompose(weight)`, kept as `<cache>/svd/<hash of the weight>.safetensors`; None computes it anew.
+    """`decompose(weight)`, kept as `<cache>/svd/<hash of the weight>.safetensors`; None computes it
+    anew.
 
     The file appears by a rename, so that cells which run side by side never read half of one.
     """

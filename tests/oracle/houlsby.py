@@ -1,7 +1,9 @@
-"""Bottleneck adapters of the library `adapters` with given weights. Run in `.venv-oracle`: `houlsby.py FOLDER`.
+"""Bottleneck adapters of the library `adapters` with given weights. Run in `.venv-oracle`:
+`houlsby.py FOLDER`.
 
-FOLDER holds a transformers checkpoint in `model`. `question.json`: `config`, changes to the library's double_seq_bn;
-`dtype`; `seed`, with which dropout is on, or null. `question.safetensors`: the batch and the adapters' weights.
+FOLDER holds a transformers checkpoint in `model`. `question.json`: `config`, changes to the
+library's double_seq_bn; `dtype`; `seed`, with which dropout is on, or null. `question.safetensors`:
+the batch and the adapters' weights.
 """
 
 import json
@@ -50,7 +52,9 @@ def main(folder: Path) -> None:
         "adapters": len(found),
         "parameters": sum(p.numel() for a in found for p in a.parameters()),
         "trained_in_the_base": [
-            n for n, p in model.base_model.named_parameters() if p.requires_grad and id(p) not in own
+            n
+            for n, p in model.base_model.named_parameters()
+            if p.requires_grad and id(p) not in own
         ],
     }
     (folder / "answer.json").write_text(json.dumps(counts))

@@ -1,8 +1,9 @@
 """The package transformer-smaller-training-vocab on given models and texts. Run in `.venv-oracle`:
 `smaller_vocab.py FOLDER`.
 
-FOLDER holds a checkpoint in `model` and its `tokenizer.json`. `question.json`: `what`, one of the functions below;
-`auto`, the model's auto class; `special`, the tokenizer's special tokens; `texts`, which the package counts.
+FOLDER holds a checkpoint in `model` and its `tokenizer.json`. `question.json`: `what`, one of the
+functions below; `auto`, the model's auto class; `special`, the tokenizer's special tokens; `texts`,
+which the package counts.
 """
 
 import json
@@ -24,7 +25,9 @@ class Reduced:
     """The checkpoint's model and tokenizer, reduced to the texts."""
 
     def __init__(self, folder: Path, question: dict[str, Any], frozen: bool = False) -> None:
-        self.model = getattr(transformers, question["auto"]).from_pretrained(folder / "model").eval()
+        self.model = (
+            getattr(transformers, question["auto"]).from_pretrained(folder / "model").eval()
+        )
         file = str(folder / "tokenizer.json")
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=file, **question["special"])
         self.full = self.model.get_input_embeddings().weight.detach().clone()
@@ -32,7 +35,9 @@ class Reduced:
         self.model.get_input_embeddings().weight.requires_grad_(not frozen)
 
     def reduce(self, texts: list[str], optimizer: torch.optim.Optimizer | None = None) -> "Reduced":
-        self.kept = reduce_train_vocab_and_context(self.model, self.tokenizer, texts, optimizer=optimizer)
+        self.kept = reduce_train_vocab_and_context(
+            self.model, self.tokenizer, texts, optimizer=optimizer
+        )
         return self
 
     def recreate(self) -> None:
@@ -59,7 +64,10 @@ def failure(call: Any) -> str | None:
 def usage(folder: Path, question: dict[str, Any]) -> Answer:
     """The package's own description, with its table of used vocabularies."""
     about = metadata("transformer-smaller-training-vocab")
-    return {}, {"version": about["Version"], "description": about.get_payload() or about["Description"]}
+    return {}, {
+        "version": about["Version"],
+        "description": about.get_payload() or about["Description"],
+    }
 
 
 def train(folder: Path, question: dict[str, Any]) -> Answer:
@@ -97,19 +105,31 @@ def padded_logits(folder: Path, question: dict[str, Any]) -> Answer:
         after: list[torch.Tensor] = []
         error = failure(lambda: after.append(reduced.model(**batch).logits))
     config = reduced.model.config
-    facts = {"error": error, "pad": config.pad_token_id, "eos": config.eos_token_id, "rows": len(reduced.kept[0])}
+    facts = {
+        "error": error,
+        "pad": config.pad_token_id,
+        "eos": config.eos_token_id,
+        "rows": len(reduced.kept[0]),
+    }
     return {"before": before, **({"after": after[0]} if after else {})}, facts
 
 
 def unseen(folder: Path, question: dict[str, Any]) -> Answer:
-    """What a text becomes that was not counted: its tokens before and after, and what the model makes of it."""
+    """What a text becomes that was not counted: its tokens before and after, and what the model
+    makes of it."""
     reduced = Reduced(folder, question)
     before = reduced.tokenizer.tokenize(question["unseen"])
     reduced.reduce(question["texts"])
     after = reduced.tokenizer.tokenize(question["unseen"])
     ids = reduced.tokenizer(question["unseen"])["input_ids"]
     error = failure(lambda: reduced.model(**reduced.batch([question["unseen"]])))
-    return {}, {"before": before, "after": after, "ids": ids, "rows": len(reduced.kept[0]), "error": error}
+    return {}, {
+        "before": before,
+        "after": after,
+        "ids": ids,
+        "rows": len(reduced.kept[0]),
+        "error": error,
+    }
 
 
 def tied(folder: Path, question: dict[str, Any]) -> Answer:
@@ -119,7 +139,11 @@ def tied(folder: Path, question: dict[str, Any]) -> Answer:
     facts = {"tied_before": embedding.weight is output.weight, "before": reduced.parameters}
     reduced.reduce(question["texts"])
     embedding, output = reduced.model.get_input_embeddings(), reduced.model.get_output_embeddings()
-    facts |= {"tied": embedding.weight is output.weight, "after": count(reduced.model), "rows": len(embedding.weight)}
+    facts |= {
+        "tied": embedding.weight is output.weight,
+        "after": count(reduced.model),
+        "rows": len(embedding.weight),
+    }
     batch = reduced.batch(question["texts"][:1])
     facts["error"] = failure(lambda: reduced.model(**batch, labels=batch["input_ids"]))
     return {}, facts
@@ -130,7 +154,10 @@ def frozen(folder: Path, question: dict[str, Any]) -> Answer:
     reduced = Reduced(folder, question, frozen=True).reduce(question["texts"])
     between = reduced.model.get_input_embeddings().weight.requires_grad
     reduced.recreate()
-    return {}, {"between": between, "after": reduced.model.get_input_embeddings().weight.requires_grad}
+    return {}, {
+        "between": between,
+        "after": reduced.model.get_input_embeddings().weight.requires_grad,
+    }
 
 
 def targets(folder: Path, question: dict[str, Any]) -> Answer:
@@ -143,7 +170,8 @@ def targets(folder: Path, question: dict[str, Any]) -> Answer:
 
 
 def stale_optimizer(folder: Path, question: dict[str, Any]) -> Answer:
-    """A step of an optimizer that was built before; `told`: the package is given it. It has two groups."""
+    """A step of an optimizer that was built before; `told`: the package is given it. It has two
+    groups."""
     reduced = Reduced(folder, question)
     weight = reduced.model.get_input_embeddings().weight
     rest = [p for p in reduced.model.parameters() if p is not weight]
@@ -152,12 +180,18 @@ def stale_optimizer(folder: Path, question: dict[str, Any]) -> Answer:
     names = dict(reduced.model.named_parameters())
     listed = {id(p) for group in optimizer.param_groups for p in group["params"]}
     before = {n: p.detach().clone() for n, p in names.items()}
-    reduced.model(**reduced.batch(question["texts"][:2]), labels=torch.tensor([0, 1])).loss.backward()
+    reduced.model(
+        **reduced.batch(question["texts"][:2]), labels=torch.tensor([0, 1])
+    ).loss.backward()
     error = failure(optimizer.step)
     return {}, {
         "error": error,
         "unlisted": [n for n, p in names.items() if id(p) not in listed],
-        "still": [n for n, p in names.items() if p.grad is not None and p.grad.any() and torch.equal(p, before[n])],
+        "still": [
+            n
+            for n, p in names.items()
+            if p.grad is not None and p.grad.any() and torch.equal(p, before[n])
+        ],
         "stale": any(p is weight for group in optimizer.param_groups for p in group["params"]),
     }
 

@@ -1,1 +1,1 @@
-"""What a run needs: exact tensor bytes, what the CUDA allocator makes of them, and resident memory."""
+"""What a training step takes: live tensors, the CUDA allocator and path, host memory, clocks."""

@@ -1,12 +1,14 @@
-"""What PyTorch's CUDA caching allocator would allocate and reserve for a trace of allocations and frees.
+"""What PyTorch's CUDA caching allocator would allocate and reserve for a trace of allocations and
+frees.
 
-The rules are those of c10/cuda/CUDACachingAllocator.cpp in its default configuration, one stream, no failed
-allocation (so nothing is ever given back to the device). Requests are rounded up to 512 B. Up to 1 MiB they
-come from the small pool, in segments of 2 MiB; larger ones from the large pool, in segments of 20 MiB below
-10 MiB and of the request rounded up to 2 MiB from there. The smallest free block that fits is taken, the lowest
-address first; its rest is split off if it is at least 512 B (small pool) or more than 1 MiB (large pool).
-Free neighbours merge. With expandable segments a pool is one growing segment, mapped in pages of 2 MiB (small)
-or 20 MiB (large), any rest of at least 512 B is split off, and the block that can still grow is taken last.
+The rules are those of c10/cuda/CUDACachingAllocator.cpp in its default configuration, one stream,
+no failed allocation (so nothing is ever given back to the device). Requests are rounded up to 512
+B. Up to 1 MiB they come from the small pool, in segments of 2 MiB; larger ones from the large pool,
+in segments of 20 MiB below 10 MiB and of the request rounded up to 2 MiB from there. The smallest
+free block that fits is taken, the lowest address first; its rest is split off if it is at least 512
+B (small pool) or more than 1 MiB (large pool). Free neighbours merge. With expandable segments a
+pool is one growing segment, mapped in pages of 2 MiB (small) or 20 MiB (large), any rest of at
+least 512 B is split off, and the block that can still grow is taken last.
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ class CachingAllocator:
         block.pool.add(block)
 
     def empty_cache(self) -> None:
-        """Give every segment back that holds nothing, as `torch.cuda.empty_cache` does. Not for expandable segments."""
+        """Give every segment back that holds nothing, as `torch.cuda.empty_cache` does. Not for
+        expandable segments."""
         if self.expandable:
             raise ValueError("the pages that an expandable segment gives back are not modelled")
         for pool in self._pools.values():
@@ -121,7 +124,11 @@ class CachingAllocator:
             pool.take(end)
             end.size += mapped
             return end
-        address = (2 if pool.small else 1) * (SEGMENT_GAP << 20) if end is None else end.address + end.size
+        address = (
+            (2 if pool.small else 1) * (SEGMENT_GAP << 20)
+            if end is None
+            else end.address + end.size
+        )
         block = _Block(address, mapped, pool, before=end)
         if end is not None:
             end.after = block
@@ -164,8 +171,9 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def replay(trace: Iterable[tuple[int, int]], expandable_segments: bool = False) -> dict[str, int]:
-    """The peaks of `allocated_bytes` (blocks handed out) and `reserved_bytes` (segments taken from the device)
-    for a meter's trace, in which (block number, +bytes) allocates and (block number, -bytes) frees."""
+    """The peaks of `allocated_bytes` (blocks handed out) and `reserved_bytes` (segments taken from
+    the device) for a meter's trace, in which (block number, +bytes) allocates and (block number,
+    -bytes) frees."""
     allocator = CachingAllocator(expandable_segments)
     held: dict[int, _Block] = {}
     for number, change in trace:

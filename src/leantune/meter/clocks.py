@@ -1,4 +1,5 @@
-"""Whether a GPU kept its clock while it trained: nvidia-smi samples it beside the worker, in a process of its own."""
+"""Whether a GPU kept its clock while it trained: nvidia-smi samples it beside the worker, in a
+process of its own."""
 
 from __future__ import annotations
 
@@ -9,10 +10,17 @@ import subprocess
 import tempfile
 from typing import Any
 
-FIELDS = ("clocks.sm", "clocks.max.sm", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
+FIELDS = (
+    "clocks.sm",
+    "clocks.max.sm",
+    "temperature.gpu",
+    "power.draw",
+    "clocks_event_reasons.active",
+)
 EVERY_MS = 500
-# Bits of `clocks_event_reasons.active` (NVML's nvmlClocksEventReason*) that take speed from a busy GPU. The others
-# (idle, a clock that somebody set, synchronised boards, the display) are no slowdown under load.
+# Bits of `clocks_event_reasons.active` (NVML's nvmlClocksEventReason*) that take speed from a busy
+# GPU. The others (idle, a clock that somebody set, synchronised boards, the display) are no
+# slowdown under load.
 SLOWDOWNS = {
     "power cap": 0x4,
     "hardware slowdown": 0x8,
@@ -23,7 +31,8 @@ SLOWDOWNS = {
 
 
 class Clocks:
-    """`with clocks: ...` samples the device that CUDA_VISIBLE_DEVICES names; `result()` is None where nothing answers."""
+    """`with clocks: ...` samples the device that CUDA_VISIBLE_DEVICES names; `result()` is None
+    where nothing answers."""
 
     def __init__(self, wanted: bool) -> None:
         self.wanted = wanted
@@ -33,13 +42,20 @@ class Clocks:
     def __enter__(self) -> Clocks:
         if self.wanted:
             device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0] or "0"
-            command = ["nvidia-smi", f"--id={device}", f"--query-gpu={','.join(FIELDS)}", f"--loop-ms={EVERY_MS}"]
+            command = [
+                "nvidia-smi",
+                f"--id={device}",
+                f"--query-gpu={','.join(FIELDS)}",
+                f"--loop-ms={EVERY_MS}",
+            ]
             self._output = tempfile.TemporaryFile("w+")  # a pipe would fill up in a long run
             with contextlib.suppress(OSError):
                 self._sampler = subprocess.Popen(
-                    [*command, "--format=csv,noheader,nounits"], stdout=self._output, stderr=subprocess.DEVNULL,
+                    [*command, "--format=csv,noheader,nounits"],
+                    stdout=self._output,
+                    stderr=subprocess.DEVNULL,
                     text=True,
-                )  # fmt: skip
+                )
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -48,12 +64,18 @@ class Clocks:
             self._sampler.wait()
             self._sampler = None
             self._output.seek(0)
-            rows = [[word.strip() for word in line.split(",")] for line in self._output.read().splitlines()]
-            self.samples += [row for row in rows if len(row) == len(FIELDS)]  # the last line may be cut
+            rows = [
+                [word.strip() for word in line.split(",")]
+                for line in self._output.read().splitlines()
+            ]
+            self.samples += [
+                row for row in rows if len(row) == len(FIELDS)
+            ]  # the last line may be cut
 
     def result(self) -> dict[str, Any] | None:
-        """Samples taken, the median and lowest SM clock and the highest that the device has (MHz), the hottest (°C),
-        the most power (W), the share of samples with a slowdown, and which kinds of it occurred.
+        """Samples taken, the median and lowest SM clock and the highest that the device has (MHz),
+        the hottest (°C), the most power (W), the share of samples with a slowdown, and which kinds
+        of it occurred.
 
         A figure that the device does not tell is None.
         """
@@ -70,7 +92,9 @@ class Clocks:
             "hottest_celsius": _of(max, heat),
             "most_watts": _of(max, power),
             "throttled_share": len(slow) / len(masks) if masks else None,
-            "slowdowns": [name for name, bit in SLOWDOWNS.items() if any(mask & bit for mask in masks)],
+            "slowdowns": [
+                name for name, bit in SLOWDOWNS.items() if any(mask & bit for mask in masks)
+            ],
         }
 
 

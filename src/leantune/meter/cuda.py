@@ -18,8 +18,8 @@ SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_ME
 
 
 class CudaMemory:
-    """`with cuda.phase("load"): ...`; phases may nest and repeat. On a machine without CUDA it does nothing and
-    `result()` is None, since there torch answers 0 to every question."""
+    """`with cuda.phase("load"): ...`; phases may nest and repeat. On a machine without CUDA it does
+    nothing and `result()` is None, since there torch answers 0 to every question."""
 
     def __init__(self, device: int = 0) -> None:
         self.device = device
@@ -47,16 +47,19 @@ class CudaMemory:
             self._open.pop()
 
     def result(self) -> dict[str, Any] | None:
-        """Bytes at the peak over all phases and of each, what the device held before, retries and settings.
+        """Bytes at the peak over all phases and of each, what the device held before, retries and
+        settings.
 
-        `device_used_*` counts every process and the CUDA context; `nvml_used_bytes` is the same from NVML,
-        None without its Python package.
+        `device_used_*` counts every process and the CUDA context; `nvml_used_bytes` is the same
+        from NVML, None without its Python package.
         """
         if not self.available:
             return None
         stats = torch.cuda.memory_stats(self.device)
         peaks = {
-            f"{count}_peak_bytes": max((p[f"{count}_peak_bytes"] for p in self.peaks.values()), default=0)
+            f"{count}_peak_bytes": max(
+                (p[f"{count}_peak_bytes"] for p in self.peaks.values()), default=0
+            )
             for count in COUNTS
         }
         return {

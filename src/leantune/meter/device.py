@@ -12,9 +12,11 @@ GPU = "gpu"
 
 
 def fake_gpu() -> str:
-    """A device for fake tensors that is not the host, so that a copy from the host takes memory on it; its name.
+    """A device for fake tensors that is not the host, so that a copy from the host takes memory on
+    it; its name.
 
-    Torch's hook for backends written in Python serves: nothing ever runs there. Optimizers take it for a GPU.
+    Torch's hook for backends written in Python serves: nothing ever runs there. Optimizers take it
+    for a GPU.
     """
     if torch._C._get_privateuse1_backend_name() != GPU:
         _setup_privateuseone_for_python_backend(GPU, _NoDevice(), _NoHooks())

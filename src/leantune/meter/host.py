@@ -1,8 +1,9 @@
 """The highest resident memory of this process, per phase, from Linux itself.
 
-Resident memory holds libraries, allocator slack and page cache mappings too: a secondary number. The kernel keeps
-the high-water mark (VmHWM) and resets it on request, so nothing is sampled and no short peak is missed.
-`ru_maxrss` is not used: it cannot be reset and is inherited from the parent process.
+Resident memory holds libraries, allocator slack and page cache mappings too: a secondary number.
+The kernel keeps the high-water mark (VmHWM) and resets it on request, so nothing is sampled and no
+short peak is missed. `ru_maxrss` is not used: it cannot be reset and is inherited from the parent
+process.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class HostMemory:
-    """`with host.phase("load"): ...`; phases may nest and repeat. Bytes are None where the system has no mark."""
+    """`with host.phase("load"): ...`; phases may nest and repeat. Bytes are None where the system
+    has no mark."""
 
     def __init__(self) -> None:
         self.supported = _reset()
@@ -54,7 +56,8 @@ class HostMemory:
 
 
 def resident_bytes(field: str = "VmRSS") -> int | None:
-    """VmRSS (now) or VmHWM (highest since the last reset) of this process, None where /proc has none."""
+    """VmRSS (now) or VmHWM (highest since the last reset) of this process, None where /proc has
+    none."""
     try:
         lines = STATUS.read_text().splitlines()
     except OSError:
@@ -64,7 +67,8 @@ def resident_bytes(field: str = "VmRSS") -> int | None:
 
 
 def _reset() -> bool:
-    """Set VmHWM to the present resident memory ("5", see proc_pid_clear_refs(5)); False where that is refused."""
+    """Set VmHWM to the present resident memory ("5", see proc_pid_clear_refs(5)); False where that
+    is refused."""
     try:
         CLEAR.write_text("5")
     except OSError:

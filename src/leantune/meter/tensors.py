@@ -1,8 +1,9 @@
 """The exact peak of live tensor storages, by kind and by phase, on real and on fake tensors alike.
 
-A dispatch mode sees the result of every operator. A storage counts once, from the operator that returns it
-until its last reference dies; views, tied and aliased tensors share one. What happens inside an operator
-(its scratch memory) is not seen: against the allocator's own events that is a few hundred bytes.
+A dispatch mode sees the result of every operator. A storage counts once, from the operator that
+returns it until its last reference dies; views, tied and aliased tensors share one. What happens
+inside an operator (its scratch memory) is not seen: against the allocator's own events that is a
+few hundred bytes.
 """
 
 from __future__ import annotations
@@ -30,29 +31,33 @@ _DEVICE = torch.ops.prim.device.default
 
 @dataclass(frozen=True)
 class MemoryReading:
-    """Bytes of live storages. `by_kind` is what was live at the first moment of the peak and sums to it."""
+    """Bytes of live storages. `by_kind` is what was live at the first moment of the peak and sums
+    to it."""
 
     peak_bytes: int
     peak_phase: str
     by_kind: dict[str, int]
     by_phase: dict[str, int]  # the highest count within each phase that was marked
     persistent_bytes: int  # weights, buffers and optimizer states live when the reading was taken
-    trace_sha256: str  # of the allocations and frees in order; equal between repeats of the same run
+    trace_sha256: (
+        str  # of the allocations and frees in order; equal between repeats of the same run
+    )
     events: int  # allocations and frees
 
 
 class TensorMeter(TorchDispatchMode):
     """Counts live storages while it is entered.
 
-    `watch(model, optimizer)` labels weights and buffers now, and gradients and optimizer states as they appear;
-    `track(tensors, kind)` labels anything else. Labels work backwards: a storage first seen as a temporary
-    of the backward pass is a gradient at the peak too once it is known as one. Storages without a label are
-    activations if they were born in `forward`, else temporaries.
+    `watch(model, optimizer)` labels weights and buffers now, and gradients and optimizer states as
+    they appear; `track(tensors, kind)` labels anything else. Labels work backwards: a storage first
+    seen as a temporary of the backward pass is a gradient at the peak too once it is known as one.
+    Storages without a label are activations if they were born in `forward`, else temporaries.
 
-    Enter a meter once. While it is entered garbage collection is manual (young objects, at every mark), so that
-    a trace depends on the program only. Tensors on the meta device have no bytes; fake tensors have those they
-    stand for. Memory that is wrapped twice from outside torch (`torch.from_numpy`, twice) counts twice.
-    With a `device` type only tensors on it count, so that what a method keeps on the host is left out.
+    Enter a meter once. While it is entered garbage collection is manual (young objects, at every
+    mark), so that a trace depends on the program only. Tensors on the meta device have no bytes;
+    fake tensors have those they stand for. Memory that is wrapped twice from outside torch
+    (`torch.from_numpy`, twice) counts twice. With a `device` type only tensors on it count, so that
+    what a method keeps on the host is left out.
     """
 
     @classmethod
@@ -63,9 +68,13 @@ class TensorMeter(TorchDispatchMode):
         super().__init__()
         self.device = device
         self.trace: list[tuple[int, int]] = []  # (block number, +bytes or -bytes)
-        self.flops = 0  # of the matrix products, convolutions and attention seen, as torch.utils.flop_counter counts
+        # of the matrix products, convolutions and attention seen, as torch.utils.flop_counter
+        # counts
+        self.flops = 0
         self.phase = "other"
-        self._live: dict[int, list[Any]] = {}  # address of the StorageImpl -> [block, bytes, weak reference]
+        self._live: dict[
+            int, list[Any]
+        ] = {}  # address of the StorageImpl -> [block, bytes, weak reference]
         self._born: list[str] = []  # block -> phase
         self._kind: dict[int, str] = {}  # block -> kind, where an owner is known
         self._bytes = self._peak = self._peak_at = 0
@@ -95,7 +104,8 @@ class TensorMeter(TorchDispatchMode):
     # What the caller tells the meter.
 
     def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Count the model's tensors, and find its gradients and the optimizer's states at every mark."""
+        """Count the model's tensors, and find its gradients and the optimizer's states at every
+        mark."""
         self.track(model.parameters(), "weights")
         self.track(model.buffers(), "buffers")
         self.track((t for m in model.modules() for t in tensors_in(plain_attributes(m))), "buffers")
@@ -144,7 +154,9 @@ class TensorMeter(TorchDispatchMode):
         by_kind = dict.fromkeys(KINDS, 0)
         for block, size in at_peak.items():
             by_kind[self.kind_of(block)] += size
-        persistent = sum(n for block, n, _ in self._live.values() if self.kind_of(block) in PERSISTENT)
+        persistent = sum(
+            n for block, n, _ in self._live.values() if self.kind_of(block) in PERSISTENT
+        )
         flat = array("q", (value for event in self.trace for value in event))
         return MemoryReading(
             peak_bytes=self._peak,
@@ -164,7 +176,11 @@ class TensorMeter(TorchDispatchMode):
     # What the meter sees.
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is _DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # asked twice for every operator, so worth a short cut
@@ -198,7 +214,9 @@ class TensorMeter(TorchDispatchMode):
                 return
             weak = weakref.ref(storage, lambda _, address=address: self._die(address))  # type: ignore[misc]
             self._live[address] = [self._new_block(size), size, weak]
-        elif entry[1] != size:  # resized in place: torch takes the new memory, copies, then frees the old
+        elif (
+            entry[1] != size
+        ):  # resized in place: torch takes the new memory, copies, then frees the old
             kind = self._kind.get(entry[0])
             old_block, old_size = entry[0], entry[1]
             entry[0], entry[1] = self._new_block(size, kind), size
@@ -226,7 +244,11 @@ class TensorMeter(TorchDispatchMode):
         if self._bytes > self._by_phase.get(self.phase, -1):
             self._by_phase[self.phase] = self._bytes
             if self._bytes > self._peak:
-                self._peak, self._peak_phase, self._peak_at = self._bytes, self.phase, len(self.trace)
+                self._peak, self._peak_phase, self._peak_at = (
+                    self._bytes,
+                    self.phase,
+                    len(self.trace),
+                )
 
     def _label_owned(self) -> None:
         for model in self._models:
@@ -236,7 +258,8 @@ class TensorMeter(TorchDispatchMode):
 
 
 def storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
-    """The storages that hold a tensor's bytes: one, or those of the parts of a sparse or wrapped tensor."""
+    """The storages that hold a tensor's bytes: one, or those of the parts of a sparse or wrapped
+    tensor."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         for name in names:
@@ -269,7 +292,8 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """The tensors that an optimizer keeps: its states (and those of objects in them), rates held as tensors."""
+    """The tensors that an optimizer keeps: its states (and those of objects in them), rates held as
+    tensors."""
     for state in optimizer.state.values():
         for value in state.values() if isinstance(state, dict) else (state,):
             plain = isinstance(value, (Tensor, dict, list, tuple)) or not hasattr(value, "__dict__")
@@ -279,7 +303,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def scalar_of(tensor: FakeTensor) -> Any:
-    """What `.item()` says of a fake tensor: its value where the fake mode knows it, else 1 (or False)."""
+    """What `.item()` says of a fake tensor: its value where the fake mode knows it, else 1 (or
+    False)."""
     if tensor.constant is not None:
         return tensor.constant.item()
     if tensor.dtype is torch.bool:

@@ -1,4 +1,5 @@
-"""The scores of each task kind, as local `evaluate.Metric` modules: no network, nothing in the user's home."""
+"""The scores of each task kind, as local `evaluate.Metric` modules: no network, nothing in the
+user's home."""
 
 from __future__ import annotations
 
@@ -10,12 +11,19 @@ from typing import Any
 from leantune.errors import BadInput
 
 MODULES = (
-    "classification", "binary_classification", "regression", "language_modelling", "question_answering", "generation",
-)  # fmt: skip
+    "classification",
+    "binary_classification",
+    "regression",
+    "language_modelling",
+    "question_answering",
+    "generation",
+)
 TEXTS = ("question_answering", "generation")  # whose predictions and references are texts
 
 
-def compute(module: str, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float | None]:
+def compute(
+    module: str, predictions: Sequence[Any], references: Sequence[Any]
+) -> dict[str, float | None]:
     """The scores of a metric module by name; None where a score is not defined (see the modules).
 
     Raises BadInput for an unknown module, no examples, or lists of different lengths.
@@ -27,7 +35,9 @@ def compute(module: str, predictions: Sequence[Any], references: Sequence[Any]) 
             f"{module} needs as many predictions as references and at least one; "
             f"got {len(predictions)} and {len(references)}"
         )
-    metric = importlib.import_module(f"leantune.metrics.{module}").Metric  # here, since evaluate takes seconds
+    metric = importlib.import_module(
+        f"leantune.metrics.{module}"
+    ).Metric  # here, since evaluate takes seconds
     with tempfile.TemporaryDirectory() as folder:
         loaded = metric(cache_dir=folder, keep_in_memory=True)
         return loaded.compute(predictions=list(predictions), references=list(references))
@@ -36,7 +46,8 @@ def compute(module: str, predictions: Sequence[Any], references: Sequence[Any]) 
 def kept(
     module: str, score: str, predictions: Sequence[Any], references: Sequence[Any]
 ) -> tuple[list[float], list[float]]:
-    """What a record keeps of the examples: numbers as they are; of a text its own score, whose mean is the task's, and 1.
+    """What a record keeps of the examples: numbers as they are; of a text its own score, whose mean
+    is the task's, and 1.
 
     Raises BadInput where the score is not a mean over the examples.
     """
@@ -44,6 +55,8 @@ def kept(
         return list(predictions), list(references)
     each = importlib.import_module(f"leantune.metrics.{module}").EACH
     if score not in each:
-        raise BadInput(f"a task cannot be scored by '{score}' of {module}; choose {', '.join(each)}")
+        raise BadInput(
+            f"a task cannot be scored by '{score}' of {module}; choose {', '.join(each)}"
+        )
     scores = [each[score](text, right) for text, right in zip(predictions, references, strict=True)]
     return scores, [1.0] * len(scores)

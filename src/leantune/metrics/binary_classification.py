@@ -8,10 +8,11 @@ from leantune.metrics.local import WHOLE, LocalMetric
 
 
 class Metric(LocalMetric):
-    """Predictions and references are class indices 0 and 1; class 1 is the positive one (GLUE: acceptable, equivalent,
-    duplicate).
+    """Predictions and references are class indices 0 and 1; class 1 is the positive one (GLUE:
+    acceptable, equivalent, duplicate).
 
-    `binary_f1` is 0 where nothing is predicted positive or is so, and `matthews` is 0 where one list is constant.
+    `binary_f1` is 0 where nothing is predicted positive or is so, and `matthews` is 0 where one
+    list is constant.
     """
 
     values = (WHOLE, WHOLE)

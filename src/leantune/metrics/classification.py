@@ -10,8 +10,8 @@ from leantune.metrics.local import WHOLE, LocalMetric
 class Metric(LocalMetric):
     """Predictions and references are class indices.
 
-    `accuracy` is the share that agrees. `macro_f1` is the unweighted mean of F1 over the classes that occur in
-    either list; a class that is never predicted, or never right, counts 0.
+    `accuracy` is the share that agrees. `macro_f1` is the unweighted mean of F1 over the classes
+    that occur in either list; a class that is never predicted, or never right, counts 0.
     """
 
     values = (WHOLE, WHOLE)

@@ -8,10 +8,11 @@ from leantune.metrics.local import REAL, LocalMetric
 
 
 class Metric(LocalMetric):
-    """Predictions are the summed negative log-likelihoods of examples in nats, references their token counts.
+    """Predictions are the summed negative log-likelihoods of examples in nats, references their
+    token counts.
 
-    `loss` is the mean negative log-likelihood per token over all tokens, so that long examples count more.
-    `perplexity` is its exponential, infinite where that overflows.
+    `loss` is the mean negative log-likelihood per token over all tokens, so that long examples
+    count more. `perplexity` is its exponential, infinite where that overflows.
     """
 
     values = (REAL, REAL)

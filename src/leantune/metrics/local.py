@@ -17,4 +17,6 @@ class LocalMetric(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features(predictions=self.values[0], references=self.values[1])
-        return evaluate.MetricInfo(description=str(type(self).__doc__), citation="", features=features)
+        return evaluate.MetricInfo(
+            description=str(type(self).__doc__), citation="", features=features
+        )

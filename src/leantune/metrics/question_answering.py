@@ -15,18 +15,21 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Metric(LocalMetric):
-    """Predictions are texts, references lists of right answers. Both scores are means over the examples, 0 to 1."""
+    """Predictions are texts, references lists of right answers. Both scores are means over the
+    examples, 0 to 1."""
 
     values = (TEXT, datasets.List(TEXT))
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
         pairs = list(zip(predictions, references, strict=True))
-        return {name: sum(score(*pair) for pair in pairs) / len(pairs) for name, score in EACH.items()}
+        return {
+            name: sum(score(*pair) for pair in pairs) / len(pairs) for name, score in EACH.items()
+        }
 
 
 def token_f1(prediction: str, references: list[str]) -> float:
-    """The harmonic mean of precision and recall over the normalised words, repeated ones counted as often as they
-    occur; of several references the best. Two answers without words are the same."""
+    """The harmonic mean of precision and recall over the normalised words, repeated ones counted as
+    often as they occur; of several references the best. Two answers without words are the same."""
     return max(_f1(_words(prediction), _words(reference)) for reference in references)
 
 
@@ -39,7 +42,8 @@ EACH = {"token_f1": token_f1, "exact_match": exact_match}  # the score of one ex
 
 
 def _words(text: str) -> list[str]:
-    """SQuAD's normalisation (arXiv 1606.05250, section 6.1): lower case, no punctuation, no articles."""
+    """SQuAD's normalisation (arXiv 1606.05250, section 6.1): lower case, no punctuation, no
+    articles."""
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 

@@ -14,13 +14,15 @@ from leantune.metrics.local import REAL, LocalMetric
 class Metric(LocalMetric):
     """Predictions and references are real numbers.
 
-    `pearson` and `spearman` lie in -1 ... 1. Both are None where one list is constant or not finite, or holds
-    fewer than two numbers: no correlation is defined there, and 0 would claim one.
+    `pearson` and `spearman` lie in -1 ... 1. Both are None where one list is constant or not
+    finite, or holds fewer than two numbers: no correlation is defined there, and 0 would claim one.
     """
 
     values = (REAL, REAL)
 
-    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float | None]:
+    def _compute(
+        self, predictions: list[float], references: list[float]
+    ) -> dict[str, float | None]:
         if not _varies(predictions) or not _varies(references):
             return {"pearson": None, "spearman": None}
         return {

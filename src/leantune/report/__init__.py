@@ -1,4 +1,5 @@
-"""The report: one static page of what the results say, a page for each method, and figures for a paper."""
+"""The report: one static page of what the results say, a page for each method, and figures for a
+paper."""
 
 from leantune.report.site import write_figures, write_report
 

@@ -1,4 +1,5 @@
-"""What a report shows, read from a folder of results: the tables as text, the records, the groups that are ranked."""
+"""What a report shows, read from a folder of results: the tables as text, the records, the groups
+that are ranked."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leantune import registry
 from leantune.errors import BadInput
-from leantune.groups import Record
-from leantune.record import read_records
-from leantune.text import read_csv
+from leantune.files.record import read_records
+from leantune.files.text import read_csv
+from leantune.results.comparable import Record
+from leantune.spec import plugins
 
 TABLES = (
     *("leaderboard", "decisions", "pareto", "budgets", "overall", "cells"),
@@ -75,12 +76,17 @@ class Group:
 
     def of(self, table: Sequence[Row]) -> list[Row]:
         """The rows of another table that are about this group."""
-        return [row for row in table if (row["model"], row["task"], row["key"]) == (self.model, self.task, self.key)]
+        return [
+            row
+            for row in table
+            if (row["model"], row["task"], row["key"]) == (self.model, self.task, self.key)
+        ]
 
 
 @dataclass(frozen=True)
 class Results:
-    """The tables, and every record that can be read. `name` is what stands for the folder in commands."""
+    """The tables, and every record that can be read. `name` is what stands for the folder in
+    commands."""
 
     tables: dict[str, list[Row]]
     present: frozenset[str]  # tables whose file is there
@@ -95,34 +101,46 @@ class Results:
         found = []
         for (model, task, key), own in itertools.groupby(sorted(rows, key=place), key=place):
             if model != "none":
-                beside = [r for r in rows if (r["model"], r["task"], r["key"]) == ("none", task, key)]
+                beside = [
+                    r for r in rows if (r["model"], r["task"], r["key"]) == ("none", task, key)
+                ]
                 found.append(Group(model, task, key, list(own), beside))
-        return sorted(found, key=lambda group: (-len(group.scored), group.model, group.task, group.key))
+        return sorted(
+            found, key=lambda group: (-len(group.scored), group.model, group.task, group.key)
+        )
 
     def usable(self, group: Group) -> list[Record]:
         """The group's scored records by method and seed, those left out that the tables call stale."""
         good = {
-            (row["method"], row["seed"]) for row in group.of(self.tables["cells"])
+            (row["method"], row["seed"])
+            for row in group.of(self.tables["cells"])
             if row["status"] == "ok" and not row["trial"]
-        }  # fmt: skip
+        }
         found = []
         for record in self.records:
             cell = record["cell"]
             here = (cell["model"], cell["task"], record["key"]["short"])
             if (
-                record["status"] == "ok" and cell["trial"] is None
-                and here[:2] == (group.model, group.task) and here[2] in group.key.split("~")
+                record["status"] == "ok"
+                and cell["trial"] is None
+                and here[:2] == (group.model, group.task)
+                and here[2] in group.key.split("~")
                 and (cell["method"], str(cell["seed"])) in good
-            ):  # fmt: skip
+            ):
                 found.append(record)
         return sorted(found, key=lambda record: (record["cell"]["method"], record["cell"]["seed"]))
 
 
 def read_results(folder: Path) -> Results:
-    """Read `records/` and `tables/` of a run's or the published folder. Raises BadInput where there is neither."""
+    """Read `records/` and `tables/` of a run's or the published folder. Raises BadInput where there
+    is neither."""
     if not (folder / "records").is_dir() and not (folder / "tables").is_dir():
-        raise BadInput(f"{folder} holds neither records/ nor tables/; name the output folder of a run, or results")
-    tables = {name: [Row(line) for line in read_csv(folder / "tables" / f"{name}.csv")] for name in TABLES}
+        raise BadInput(
+            f"{folder} holds neither records/ nor tables/; name the output folder of a run, or results"
+        )
+    tables = {
+        name: [Row(line) for line in read_csv(folder / "tables" / f"{name}.csv")] for name in TABLES
+    }
     present = frozenset(name for name in TABLES if (folder / "tables" / f"{name}.csv").is_file())
     read = [record for _, record in read_records(folder / "records")]
     records = [record for record in read if not isinstance(record, BadInput)]
@@ -130,11 +148,14 @@ def read_results(folder: Path) -> Results:
 
 
 def slug(name: str) -> str:
-    """A name for a file or an id: letters, digits and -_. only, told apart by a hash where others were dropped."""
+    """A name for a file or an id: letters, digits and -_. only, told apart by a hash where others
+    were dropped."""
     plain = re.sub(r"[^A-Za-z0-9_.-]", "-", name).lstrip(".-")[:80]
-    return plain if plain == name else f"{plain[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return (
+        plain if plain == name else f"{plain[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )
 
 
 def kind_of(task: str) -> str | None:
     """classification, causal_lm, ...; None for a task that is not installed here."""
-    return registry.get("tasks", task).spec["kind"] if task in registry.discover("tasks") else None
+    return plugins.get("tasks", task).spec["kind"] if task in plugins.discover("tasks") else None

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from leantune.footprint import KINDS
-from leantune.groups import Record, value
+from leantune.files.record import value
+from leantune.files.text import bytes_text
+from leantune.prediction.paper_scale import KINDS
 from leantune.report.data import Group, Results, Row
-from leantune.text import bytes_text
+from leantune.results.comparable import Record
 
 
 def listed(names: Sequence[str]) -> str:
     """a, b and c"""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+    return (
+        names[0]
+        if len(names) == 1
+        else f"{', '.join(names[:-1])} and {names[-1]}"
+        if names
+        else "none"
+    )
 
 
 def _plural(count: int, word: str) -> str:
@@ -21,11 +28,20 @@ def _plural(count: int, word: str) -> str:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return listed([f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))])
+    return listed(
+        [
+            f"{count} {name}"
+            for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ]
+    )
 
 
 def _few(names: Sequence[str], most: int = 4) -> str:
-    return listed(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
+    return (
+        listed(names)
+        if len(names) <= most
+        else f"{', '.join(names[:most])} and {len(names) - most} more"
+    )
 
 
 def overview(results: Results) -> str:
@@ -44,7 +60,9 @@ def overview(results: Results) -> str:
 def tied(group: Group) -> list[Row]:
     """The scored rows that cannot be told apart from the best, the one with the least memory first."""
     same = [row for row in group.scored if row["tier"] == "1"]
-    return sorted(same, key=lambda row: (row.number("peak_memory_bytes") or float("inf"), row["method"]))
+    return sorted(
+        same, key=lambda row: (row.number("peak_memory_bytes") or float("inf"), row["method"])
+    )
 
 
 def _against_full(row: Row) -> str:
@@ -61,8 +79,16 @@ def memory(group: Group) -> str:
     cheapest = next((row for row in same if row.number("peak_memory_bytes") is not None), None)
     text = ""
     if cheapest is not None:
-        words = f"Of the {len(same)} methods that cannot be told apart from the best" if len(same) > 1 else "The best"
-        verb = f"{cheapest['method']} needs the least memory" if len(same) > 1 else f"is {cheapest['method']}"
+        words = (
+            f"Of the {len(same)} methods that cannot be told apart from the best"
+            if len(same) > 1
+            else "The best"
+        )
+        verb = (
+            f"{cheapest['method']} needs the least memory"
+            if len(same) > 1
+            else f"is {cheapest['method']}"
+        )
         text = f"{words}{',' if len(same) > 1 else ''} {verb}: {_figures(group, cheapest)}. "
     if least is not cheapest:
         text += f"{least['method']} needs the least of all: {_figures(group, least)}."
@@ -88,14 +114,20 @@ def time(group: Group) -> str:
 
 def _step(group: Group, row: Row) -> str:
     ratio = row.number("time_vs_full")
-    turns = "" if ratio is None or row["method"] == "full" else f" ({ratio:.2f} times full, timed in turns)"
+    turns = (
+        ""
+        if ratio is None or row["method"] == "full"
+        else f" ({ratio:.2f} times full, timed in turns)"
+    )
     return f"{1000 * (row.number('step_seconds_median') or 0):.0f} ms{turns} with {group.metric} {row.number('quality_mean'):.3f}"
 
 
 def waterfall(cells: Mapping[str, Mapping[str, float]]) -> str:
     """`cells`: by method the bytes of each kind, `full` among them."""
     full = cells["full"]
-    saved = {m: sum(full.values()) - sum(kinds.values()) for m, kinds in cells.items() if m != "full"}
+    saved = {
+        m: sum(full.values()) - sum(kinds.values()) for m, kinds in cells.items() if m != "full"
+    }
     most = min(saved, key=lambda method: (-saved[method], method))
     if saved[most] <= 0:
         return f"No method takes less than full, which holds {bytes_text(sum(full.values()))}."
@@ -111,7 +143,9 @@ def curves(group: Group, records: Sequence[Record]) -> str:
     last = [(r["cell"]["method"], r["quality"]["curve"][-1]) for r in records]
     sign = 1 if group.higher_is_better else -1
     method, point = max(last, key=lambda item: (sign * item[1]["value"], item[0]))
-    reached = sorted({r["cell"]["method"] for r in records if value(r, "quality.steps_to_target") is not None})
+    reached = sorted(
+        {r["cell"]["method"] for r in records if value(r, "quality.steps_to_target") is not None}
+    )
     target = next((t for r in records if (t := value(r, "quality.target")) is not None), None)
     text = f"At its last evaluation, step {point['step']}, {method} leads with {group.metric} {point['value']:.3f} on the validation split"
     if target is None:
@@ -144,9 +178,14 @@ def footprint(rows: Sequence[Row]) -> str:
     best, ratio = None, 1.0
     for row in known:
         full = next((r for r in known if r["method"] == "full" and same_shape(r, row)), None)
-        if full is not None and (row.number("peak_bytes") or 0) / (full.number("peak_bytes") or 1) < ratio:
+        if (
+            full is not None
+            and (row.number("peak_bytes") or 0) / (full.number("peak_bytes") or 1) < ratio
+        ):
             best, ratio = row, (row.number("peak_bytes") or 0) / (full.number("peak_bytes") or 1)
-    counted = f"Predicted: {len(known)} rows on {_plural(len({row['model'] for row in known}), 'model')}"
+    counted = (
+        f"Predicted: {len(known)} rows on {_plural(len({row['model'] for row in known}), 'model')}"
+    )
     if best is None:
         return f"{counted}; none needs less than full."
     return (
@@ -185,7 +224,11 @@ def failures(rows: Sequence[Row], cells: int) -> str:
 def calibration(rows: Sequence[Row]) -> str:
     ran = [row for row in rows if row["passed"] in ("true", "false")]
     bad = [row["check"] for row in ran if row["passed"] == "false"]
-    verdict = f"{listed(bad)} failed, so the figures are not to be trusted" if bad else "all are within their limits"
+    verdict = (
+        f"{listed(bad)} failed, so the figures are not to be trusted"
+        if bad
+        else "all are within their limits"
+    )
     return f"{len(ran)} of {len(rows)} checks ran; {verdict}."
 
 

@@ -1,4 +1,5 @@
-"""Scale tuning: y = s * (x W^T + b) with s [out] trained, as one of the vectors of IA3 (arXiv 2205.05638)."""
+"""Scale tuning: y = s * (x W^T + b) with s [out] trained, as one of the vectors of IA3 (arXiv
+2205.05638)."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ class ScaledLinear(nn.Module):
 
 
 class ScaleTuning(Method):
-    def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
+    def attach(
+        self, model: nn.Module, data: Data | None, ctx: Context
+    ) -> tuple[nn.Module, Data | None]:
         freeze_body(model)
         for parent, attribute, linear in linears(model, ctx.family, family(ctx.family).linears):
             setattr(parent, attribute, ScaledLinear(linear))

@@ -1,0 +1,1 @@
+"""The command `leantune`: one file for each subcommand, its flags beside what it does."""

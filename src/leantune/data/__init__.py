@@ -1,0 +1,1 @@
+"""A task's examples: splits, tokens and batches."""

@@ -1,0 +1,76 @@
+"""Texts written for a text (kind `generation`): a decoder trained on the answer alone, then asked
+to go on.
+
+An example is `prompt, line end, answer, end token`. The loss counts the answer's tokens and the end
+token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from leantune.api import Batch
+from leantune.data.splits import Rows, frame
+from leantune.errors import BadInput
+
+SEPARATOR = "\n"
+
+
+def encode(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int, max_new_tokens: int, answered: bool
+) -> dict[str, list[Any]]:
+    """`input_ids` of the examples' `text` and, where `answered`, of the first of their
+    `references`.
+
+    `prompt` says how many of them are not the answer's. An answer has at most `max_new_tokens`, its
+    end token among them, a prompt what is left of `length`; both are cut at their end. Without
+    `answered` (a test split) nothing of the references is in the tokens, so that a vocabulary
+    counted on them does not know the answers. Raises BadInput where no room is left for a prompt,
+    or for a tokenizer without an end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise BadInput("generation needs a tokenizer with an end token; take another model")
+    begin, _ = frame(tokenizer)
+    separator = tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
+    room = length - max_new_tokens - len(begin) - len(separator)
+    if room < 1:
+        raise BadInput(
+            f"length {length} leaves no room for a prompt before max_new_tokens {max_new_tokens}; raise it"
+        )
+
+    def tokens(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    prompts = [[*begin, *ids[:room], *separator] for ids in tokens(rows["text"])]
+    ids = prompts
+    if answered:
+        wanted = tokens([references[0] for references in rows["references"]])
+        ends = [[*answer, tokenizer.eos_token_id][:max_new_tokens] for answer in wanted]
+        ids = [prompt + end for prompt, end in zip(prompts, ends, strict=True)]
+    return {
+        "input_ids": ids,
+        "attention_mask": [[1] * len(i) for i in ids],
+        "prompt": [len(p) for p in prompts],
+    }
+
+
+def prompts(rows: Dataset, pad_id: int, size: int) -> Iterator[Batch]:
+    """The examples' prompts, `size` at once, padded on the left, where no token is written after
+    padding."""
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        ids = [
+            torch.tensor(i[:prompt])
+            for i, prompt in zip(some["input_ids"], some["prompt"], strict=True)
+        ]
+        input_ids = pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side="left")
+        mask = pad_sequence(
+            [torch.ones_like(i) for i in ids], batch_first=True, padding_side="left"
+        )
+        yield {"input_ids": input_ids, "attention_mask": mask}

@@ -1,0 +1,209 @@
+"""A task's examples: fixed seeded subsets, tokenized once, and the batches that the loop asks for.
+
+Raw examples come from the `files:` of a task.yaml (tab-separated files with three header lines),
+from its `dataset:` (a data set in the hub's layout, see datasetfiles.py), or from the task's own
+`task.py`, or that of the task which `loader:` names: `load(folder) -> {"all": Dataset}` or
+`{"train": Dataset, "test": Dataset}`, with `validation` if it has one of its own. Columns: `text`,
+`label`, `pair` where an example has two texts and, where several examples come from one document
+that no two splits may share, `group`; spans.py and generation.py name those of theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from leantune.api import Data
+from leantune.data import generation, question_answering
+from leantune.data.collate import Collate
+from leantune.data.splits import Rows, blocks_of, split_rows
+from leantune.datasetfiles import read_dataset
+from leantune.errors import BadInput
+from leantune.fetch.source import fetch
+from leantune.spec.hashes import loader_folder
+from leantune.tabfiles import read_tab
+
+_CHUNK = 2000  # texts tokenized at once
+
+
+def load_data(
+    task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, length: int
+) -> Data:
+    """The task's three splits, cut to `length` tokens; `tokenizer` None (controls) leaves
+    `input_ids` out.
+
+    `task` is the content of a task.yaml plus `folder`, the folder it lies in. Class labels become
+    indices into the sorted names (a `ClassLabel` keeps its own order), regression labels floats.
+    Language models get blocks of exactly `length` tokens, spans windows of at most as many.
+
+    Raises BadInput for an empty split, too few examples, or a label that training does not have.
+    """
+    kind, sizes = task["kind"], task["splits"]
+    names: tuple[str, ...] = ()
+    for split in ("train", "validation", "test"):
+        if sizes.get(split, 0) < 1:
+            raise BadInput(
+                f"task '{task['name']}' has an empty {split} split; set splits.{split} to 1 or more"
+            )
+    raw, classes = _load(task)
+    if kind in ("causal_lm", "masked_lm"):
+        if tokenizer is None:
+            raise BadInput(
+                f"task '{task['name']}' is language modelling: it needs a model with a tokenizer"
+            )
+        splits = blocks_of(raw, sizes, tokenizer, length, kind=kind, task=task["name"])
+    elif kind in ("span", "generation"):
+        splits = split_rows(raw, sizes, kind, task["name"])
+        if tokenizer is not None:
+            splits = {
+                split: _encode(task, split, rows, tokenizer, length)
+                for split, rows in splits.items()
+            }
+    else:
+        splits = split_rows(raw, sizes, kind, task["name"])
+        names = _number_labels(splits, kind, task["name"], classes)
+        if tokenizer is not None:
+            for rows in splits.values():
+                rows.update(_tokenize(rows, tokenizer, length))
+    made = {split: Dataset.from_dict(rows) for split, rows in splits.items()}
+    collate = Collate.of(kind, tokenizer) if tokenizer is not None else None
+    return Data(kind=kind, label_names=names, tokenizer=tokenizer, collate=collate, **made)
+
+
+def load_rows(task: Mapping[str, Any]) -> dict[str, Rows]:
+    """The raw examples by file split (`train` and `test`, or `all`), as columns."""
+    return _load(task)[0]
+
+
+def _load(task: Mapping[str, Any]) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The raw examples, and the names of the classes where their labels are numbers already."""
+    folder = Path(task["folder"])
+    source = fetch(task["source"], folder)
+    if "files" in task:
+        files = {
+            split: task["files"][split]
+            for split in ("train", "test", "all")
+            if split in task["files"]
+        }
+        columns = {
+            column: task["files"][column] for column in ("text", "label") if column in task["files"]
+        }
+        return {split: read_tab(source / name, columns) for split, name in files.items()}, ()
+    if "dataset" in task:
+        block, name = task["dataset"], str(task["source"].get("hub", source))
+        splits = {
+            split: block[split] for split in ("train", "validation", "test") if split in block
+        }
+        columns = {column: block[column] for column in ("text", "pair", "label") if column in block}
+        loaded = read_dataset(source, splits, columns, name, block.get("config"))
+    else:
+        loaded = dict(_own_loader(loader_folder(task, folder))(source))
+    label = next(iter(loaded.values())).features.get("label")
+    classes = tuple(label.names) if isinstance(label, ClassLabel) else ()
+    return {split: rows.to_dict() for split, rows in loaded.items()}, classes
+
+
+def sample_hash(data: Data) -> str:
+    """sha256 over the texts, their pairs and the labels (or all right answers) of train, validation
+    and test, in order."""
+    digest = hashlib.sha256()
+    for split in (data.train, data.validation, data.test):
+        columns = split.column_names
+        right = next((column for column in ("references", "label") if column in columns), None)
+        labels = split[right] if right else [None] * len(split)
+        for text, label in zip(split["text"], labels, strict=True):
+            digest.update(f"{label!r}\t{len(text)}\t{text}\n".encode("utf-8", "surrogatepass"))
+        for pair in split["pair"] if "pair" in columns else ():
+            digest.update(f"{len(pair)}\t{pair}\n".encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int) -> Rows:
+    """`input_ids` cut to `length`, and `token_type_ids` of pairs where the tokenizer makes them.
+
+    Two texts are framed as the tokenizer frames pairs and the longer one is cut first; for a
+    tokenizer without a separator they are one text with a line end between. Words of a single text
+    that cannot be among the tokens are dropped first: newsgroups run to pages.
+    """
+    texts, pairs = rows["text"], rows.get("pair")
+    if pairs is not None and tokenizer.sep_token is None:
+        texts, pairs = [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)], None
+    words = re.compile(rf"(?:\s*\S+){{0,{length + 16}}}")
+    columns: Rows = {"input_ids": []}
+    for start in range(0, len(texts), _CHUNK):
+        chunk = texts[start : start + _CHUNK]
+        if pairs is None:
+            chunk = [words.match(text).group() for text in chunk]  # type: ignore[union-attr]
+            made = tokenizer(chunk, truncation=True, max_length=length)
+        else:
+            made = tokenizer(
+                chunk, pairs[start : start + _CHUNK], truncation=True, max_length=length
+            )
+            if "token_type_ids" in made:
+                columns.setdefault("token_type_ids", []).extend(made["token_type_ids"])
+        columns["input_ids"].extend(made["input_ids"])
+    return {**columns, "attention_mask": [[1] * len(ids) for ids in columns["input_ids"]]}
+
+
+def _encode(
+    task: Mapping[str, Any], split: str, rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int
+) -> Rows:
+    """The examples of a task whose answers are texts, tokenized; the answers of a test split are
+    not."""
+    if task["kind"] == "span":
+        return question_answering.windows(rows, tokenizer, length, located=split != "train")
+    most = task["training"]["max_new_tokens"]
+    return {**rows, **generation.encode(rows, tokenizer, length, most, answered=split != "test")}
+
+
+def _number_labels(
+    splits: dict[str, Rows], kind: str, task: str, classes: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Replace labels by numbers, in place; returns the class names: `classes`, whose numbers the
+    labels are already, or else the sorted labels."""
+    if kind == "regression":
+        for rows in splits.values():
+            rows["label"] = [float(label) for label in rows["label"]]
+        return ()
+    if classes:
+        for split, rows in splits.items():
+            hidden = set(rows["label"]) - set(range(len(classes)))
+            if hidden:
+                raise BadInput(
+                    f"label {min(hidden)} of task '{task}' in the {split} split is none of its {len(classes)} classes; "
+                    "a split whose labels are hidden cannot be used"
+                )
+        return classes
+    names = tuple(sorted({str(label) for label in splits["train"]["label"]}))
+    index = {name: i for i, name in enumerate(names)}
+    for split, rows in splits.items():
+        unseen = sorted({str(label) for label in rows["label"]} - set(names))
+        if unseen:
+            raise BadInput(
+                f"label '{unseen[0]}' of task '{task}' is in the {split} split and never in training; "
+                "leave its examples out or enlarge splits.train"
+            )
+        rows["label"] = [index[str(label)] for label in rows["label"]]
+    return names
+
+
+def _own_loader(folder: Path) -> Callable[[Path], Mapping[str, Dataset]]:
+    path = folder / "task.py"
+    if not path.is_file():
+        raise BadInput(
+            f"task {folder.name} has neither `files:` in task.yaml nor a task.py with load(folder)"
+        )
+    spec = importlib.util.spec_from_file_location(f"leantune_task_{folder.name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load

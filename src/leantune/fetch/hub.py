@@ -1,0 +1,246 @@
+"""Repositories of the Hugging Face hub, or the same repositories as plain files in a mirror folder.
+
+What is read is written to `sources.lock` in the working directory (or where `LEANTUNE_SOURCES_LOCK`
+says): the commit that a branch stood for when it was first asked for, and the size and sha256 of
+every file. Later runs read that commit, and refuse a file that has other bytes, be it from the hub
+or from a mirror (`LEANTUNE_MIRROR`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from leantune.errors import BadInput
+from leantune.fetch.cache import cache_folder, file_sha256, lock
+from leantune.files.parse import read_json, validate
+from leantune.files.record import write_json
+
+# Weights in formats that torch does not read: with them, a hub repository is several times as
+# large.
+_OTHER_FRAMEWORKS = [
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.tflite",
+    "*.onnx",
+    "onnx/*",
+    "openvino/*",
+    "coreml/*",
+]
+_PICKLES = "*.bin"  # left out where the same weights are there as safetensors
+
+Files = dict[str, dict[str, Any]]  # name to `size` in bytes and `sha256`
+
+
+def fetch_repository(source: Mapping[str, Any]) -> Path:
+    """The folder that holds the files of a source `hub: org/name`, checked against `sources.lock`.
+
+    Keys: `repo_type: dataset` for data; `revision`, a commit, branch or tag (default: the main
+    branch); `files`, patterns of the files that are used (default: all). A repository that the
+    mirror holds is read from there.
+
+    Raises BadInput where it does not exist, is gated, cannot be reached, or has other files than
+    those locked.
+    """
+    name = str(source["hub"])
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?", name):
+        raise BadInput(f"hub '{name}' must be written org/name")
+    key = _key(source)
+    folder, revision = _mirrored(source), None
+    if folder is None:
+        folder = _downloaded(
+            source, _read_lock().get(key, {}).get("revision") or source.get("revision")
+        )
+        revision = folder.name
+    found = _digests(folder, _used(folder, source))
+    if not found:
+        raise BadInput(
+            f"hub {name} has no file that matches {source.get('files', '*')}; correct `files:`"
+        )
+    with lock(
+        cache_folder() / f"sources-{hashlib.sha256(str(lock_file()).encode()).hexdigest()[:16]}"
+    ):
+        locked = _read_lock()
+        known = locked.get(key, {"revision": None, "files": {}})
+        if None in (revision, known["revision"]) or revision == known["revision"]:
+            _check(source, known["files"], found)
+            entry = {
+                "revision": revision or known["revision"],
+                "files": {**known["files"], **found},
+            }
+            if entry != known:
+                write_json(lock_file(), {**locked, key: entry})
+            return folder
+    return fetch_repository(source)  # meanwhile another process has locked another commit
+
+
+def lock_file() -> Path:
+    """The file that repositories are locked in: `LEANTUNE_SOURCES_LOCK`, else `sources.lock` in the
+    working directory."""
+    return Path(os.environ.get("LEANTUNE_SOURCES_LOCK") or "sources.lock").expanduser().absolute()
+
+
+def locked_revisions(sources: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
+    """The commit of each hub repository among `sources` that is locked; None where only a mirror
+    was read."""
+    keys = [_key(source) for source in sources if "hub" in source]
+    locked = _read_lock() if keys else {}
+    return {key: locked[key]["revision"] for key in keys if key in locked}
+
+
+def _key(source: Mapping[str, Any]) -> str:
+    """`models/org/name` or `datasets/org/name`, with `@revision` where one is asked for."""
+    asked = f"@{source['revision']}" if source.get("revision") else ""
+    return f"{source.get('repo_type', 'model')}s/{source['hub']}{asked}"
+
+
+def _read_lock() -> dict[str, dict[str, Any]]:
+    file = lock_file()
+    if not file.exists():
+        return {}
+    locked = read_json(file, "lock of sources")
+    validate(locked, "lock", file)
+    return locked
+
+
+def _mirrored(source: Mapping[str, Any]) -> Path | None:
+    """The repository's folder below `LEANTUNE_MIRROR`, if it is there; data may lie in
+    `datasets/org/name`."""
+    mirror = os.environ.get("LEANTUNE_MIRROR")
+    if not mirror:
+        return None
+    root = Path(mirror).expanduser().absolute()
+    if not root.is_dir():
+        raise BadInput(
+            f"LEANTUNE_MIRROR names '{mirror}', which is not a folder; mend or unset the variable"
+        )
+    name = str(source["hub"])
+    places = (
+        [root / "datasets" / name, root / name]
+        if source.get("repo_type") == "dataset"
+        else [root / name]
+    )
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _downloaded(source: Mapping[str, Any], revision: str | None) -> Path:
+    """A snapshot in the cache, whose folder is named by its commit. Nothing is asked of the hub for
+    files of a commit that are there already."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name, kind = str(source["hub"]), str(source.get("repo_type", "model"))
+
+    def snapshot(ignored: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                repo_type=kind,
+                revision=revision,
+                cache_dir=cache_folder() / "hub",
+                allow_patterns=source.get("files"),
+                ignore_patterns=ignored,
+            )
+        )
+
+    try:
+        if kind == "dataset":
+            return snapshot([])
+        folder = snapshot([*_OTHER_FRAMEWORKS, _PICKLES])
+        return folder if any(folder.rglob("*.safetensors")) else snapshot(_OTHER_FRAMEWORKS)
+    except GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        raise BadInput(
+            f"hub {name} is gated: ask for access on {page}, then run `hf auth login` or set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise BadInput(
+            f"hub {name} has no revision '{revision}'; correct `revision:` or leave it out"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise BadInput(
+            f"the hub has no {kind} {name} that you may read; correct the name or `repo_type:`, or run `hf auth login` "
+            "if it is private"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        at = f" at {revision}" if revision else ""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(
+            f"hub {name}{at} could not be fetched ({reason[:300]}); check the network and HF_HUB_OFFLINE, or put its "
+            "files in a folder and set LEANTUNE_MIRROR to it"
+        ) from error
+
+
+def _used(folder: Path, source: Mapping[str, Any]) -> list[str]:
+    """The names of the files that a source uses, hidden ones (.git, .gitattributes) left out."""
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = [
+        path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)
+    ]
+    names = [name for name in names if _matches(name, source.get("files", ["*"]))]
+    if source.get("repo_type") == "dataset":
+        return names
+    ignored = (
+        [*_OTHER_FRAMEWORKS, _PICKLES]
+        if any(n.endswith(".safetensors") for n in names)
+        else _OTHER_FRAMEWORKS
+    )
+    return [name for name in names if not _matches(name, ignored)]
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _digests(folder: Path, names: list[str]) -> Files:
+    """Size and sha256 of each file. Bytes are read again only where size or modification time
+    changed."""
+    file = cache_folder() / "digests" / f"{hashlib.sha256(str(folder).encode()).hexdigest()}.json"
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    found: Files = {}
+    read = {}
+    for name in names:
+        stat = (folder / name).stat()
+        size, modified, digest = known.get(name, (None, None, None))
+        if (size, modified) != (stat.st_size, stat.st_mtime_ns):
+            digest = file_sha256(folder / name)
+            read[name] = [stat.st_size, stat.st_mtime_ns, digest]
+        found[name] = {"size": stat.st_size, "sha256": digest}
+    if read:
+        write_json(file, {**known, **read})
+    return found
+
+
+def _check(source: Mapping[str, Any], locked: Files, found: Files) -> None:
+    """Raise BadInput for a file that is not the one that was locked, or for data of which one is
+    missing."""
+    name = source["hub"]
+    accept = f"get the locked files, or accept these by removing the entry '{_key(source)}' from {lock_file()}"
+    for file, now in found.items():
+        then = locked.get(file, now)
+        if now != then:
+            raise BadInput(
+                f"hub {name}: {file} has sha256 {now['sha256']}, but {then['sha256']} is locked; {accept}"
+            )
+    if (
+        source.get("repo_type") == "dataset"
+    ):  # a shard less is another data set, where a model would not load
+        missing = [f for f in locked if f not in found and _matches(f, source.get("files", ["*"]))]
+        if missing:
+            raise BadInput(f"hub {name}: {missing[0]} is locked and missing; {accept}")

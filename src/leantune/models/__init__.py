@@ -1,0 +1,1 @@
+"""Task models with their weights or without, and exported checkpoints."""

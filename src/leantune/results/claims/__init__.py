@@ -1,0 +1,1 @@
+"""The claims ledger: each paper's claims against what was measured."""

@@ -1,0 +1,2 @@
+"""What plugins and configs declare: methods, tasks, models, stacks, hashes and cells. Imports no
+torch."""

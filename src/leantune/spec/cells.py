@@ -1,0 +1,233 @@
+"""What a config asks for: its cells, each with resolved settings, comparability key, hashes and
+record path.
+
+Torch-free and fast: the DAG calls `expand` once. A `Cell` is also what `leantune run` resolves from
+its flags, so the two can never disagree.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leantune import MEASUREMENT_VERSION
+from leantune.errors import BadInput
+from leantune.files import parse
+from leantune.files.record import Record
+from leantune.machine.gpus import hardware_name, resolve_device
+from leantune.spec import plugins
+from leantune.spec.hashes import model_hash, stack_hash, task_hash
+from leantune.spec.plugins import Plugin
+from leantune.spec.settings import command_flags, command_settings
+from leantune.spec.stacks import Part, parse_stack, stack_name
+
+STEP_TIME_KEY = (
+    "hardware",
+    "device",
+    "dtype",
+    "batch",
+    "length",
+    "checkpointing",
+    "torch",
+    "measurement",
+)  # not the steps
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "dtype": "bf16",
+    "head_lr": 1.0e-3,
+    "warmup": 0.1,
+    "schedule": "linear",
+    "clip": 0.0,  # 0 is no gradient clipping: the norm's rounding would differ between methods
+    "accumulate": 1,
+    "checkpointing": False,
+    "evaluations": 2,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: model x task x stack x seed, every setting resolved."""
+
+    model: Plugin
+    task: Plugin
+    parts: tuple[Part, ...]
+    seed: int
+    trial: int | None
+    device: str  # cpu | cuda
+    splits: dict[str, int]
+    training: dict[str, Any]
+    overrides: dict[str, Any]  # the --set words, as given
+    hardware: str
+    flatness: int = 0  # random changes after training that tell how flat the minimum is
+
+    @property
+    def method(self) -> str:
+        return stack_name(self.parts)
+
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """What the record depends on; a record with other hashes is stale."""
+        settings = {"splits": self.splits, "training": self.training}
+        return {
+            "method": stack_hash(self.parts),
+            "task": task_hash(self.task, settings),
+            "model": "none" if self.model_name == "none" else model_hash(self.model),
+        }
+
+    @functools.cached_property
+    def key(self) -> dict[str, Any]:
+        """The comparability key; rows are ranked only where it is equal. `samples` is filled in by
+        the worker."""
+        t = self.training
+        key: dict[str, Any] = {
+            "hardware": self.hardware,
+            "device": self.device,
+            "dtype": t["dtype"],
+            "batch": t["batch"],
+            "length": t["length"],
+            "steps": t["steps"],
+            "checkpointing": t["checkpointing"],
+            "torch": torch_minor(),
+            "measurement": MEASUREMENT_VERSION,
+        }
+        return {"short": short_key(key, self.hashes["task"]), **key, "samples": None}
+
+    @property
+    def model_name(self) -> str:
+        """The model of the row: a control has none."""
+        return "none" if self.parts[0].slot == "control" else self.model.name
+
+    @property
+    def record_path(self) -> str:
+        """Where the record goes, below `<output>/`."""
+        folder = "tuning" if self.trial is not None else "records"
+        name = f"{self.seed}.json" if self.trial is None else f"{self.seed}-trial{self.trial}.json"
+        return (
+            f"{folder}/{self.key['short']}/{self.model_name}/{self.task.name}/{self.method}/{name}"
+        )
+
+    @property
+    def memory_estimate(self) -> int:
+        """Bytes of host memory to ask a scheduler for: a coarse upper bound, 16 bytes a parameter
+        and 1.5 GiB."""
+        parameters = 0 if self.model_name == "none" else int(self.model.spec["parameters"])
+        return int(1.5 * 2**30) + 16 * parameters
+
+    def command(self, out: str = "FILE") -> list[str]:
+        """The exact words that run this cell again."""
+        words = [
+            "leantune",
+            "run",
+            "--model",
+            self.model.name,
+            "--task",
+            self.task.name,
+            "--method",
+            self.method,
+        ]
+        words += ["--seed", str(self.seed), "--device", self.device]
+        words += [] if self.trial is None else ["--trial", str(self.trial)]
+        for key, value in self.overrides.items():
+            words += ["--set", f"{key}={json.dumps(value)}"]
+        words += (
+            ["--trust-remote-code", self.model.name]
+            if self.model.spec.get("trust_remote_code")
+            else []
+        )
+        words += ["--flatness", str(self.flatness)] if self.flatness else []
+        return [*words, "--out", out]
+
+
+def resolve_cell(
+    model: str,
+    task: str,
+    method: str,
+    seed: int = 0,
+    *,
+    trial: int | None = None,
+    device: str = "auto",
+    overrides: Mapping[str, Any] | None = None,
+    flatness: int = 0,
+    on: str | None = None,
+) -> Cell:
+    """One cell from names. `overrides`: `task.KEY` changes a split size or training setting,
+    `METHOD.KEY` a method's setting. `on`: the hardware that it will run on, where that is not this
+    machine. Raises BadInput naming the word that is wrong and what is allowed."""
+    overrides = dict(overrides or {})
+    task_plugin = plugins.get("tasks", task)
+    own = {k.removeprefix("task."): v for k, v in overrides.items() if k.startswith("task.")}
+    splits = {"seed": 0, **task_plugin.spec["splits"]}
+    training = {**TRAINING_DEFAULTS, **task_plugin.spec["training"]}
+    for key, value in own.items():
+        target = splits if key in ("train", "validation", "test", "seed") else training
+        if key not in splits and key not in training:
+            raise BadInput(
+                f"'task.{key}' is no setting of task '{task}'; its settings: {', '.join([*splits, *training])}"
+            )
+        target[key] = value
+    if own:
+        _check_settings(task_plugin.file, task, json.dumps([splits, training], sort_keys=True))
+    for_methods = {k: v for k, v in overrides.items() if not k.startswith("task.")}
+    parts = parse_stack(method, task_plugin.spec["kind"], for_methods)
+    device = resolve_device(device)
+    return Cell(
+        plugins.get("models", model),
+        task_plugin,
+        parts,
+        seed,
+        trial,
+        device,
+        splits,
+        training,
+        overrides,
+        on or hardware_name(device),
+        flatness,
+    )
+
+
+@functools.cache
+def _check_settings(file: Path, task: str, settings: str) -> None:
+    """Raise BadInput for splits or training settings that a task.yaml could not have; seeds share
+    one check."""
+    splits, training = json.loads(settings)
+    resolved = {**plugins.get("tasks", task).spec, "splits": splits, "training": training}
+    parse.validate(resolved, "task", f"task '{task}' with --set")
+
+
+def short_key(key: Mapping[str, Any], task_hash: str) -> str:
+    """The comparability key in a word, for paths and tables: what is known of it before a run, and
+    a digest."""
+    known = {name: setting for name, setting in key.items() if name not in ("short", "samples")}
+    digest = hashlib.sha256(json.dumps([known, task_hash], sort_keys=True).encode()).hexdigest()[:8]
+    return (
+        f"{key['device']}-{key['dtype']}-b{key['batch']}-l{key['length']}-s{key['steps']}-{digest}"
+    )
+
+
+@functools.cache
+def torch_minor() -> str:
+    """Installed torch as `major.minor`, read without importing it."""
+    return ".".join(importlib.metadata.version("torch").split("+")[0].split(".")[:2])
+
+
+def cell_of_record(record: Record) -> Cell:
+    """The cell of a record as the present files have it. Raises BadInput where a plugin or setting
+    is gone."""
+    flags = command_flags(record["provenance"]["command"])
+    told, cell = dict(flags), record["cell"]
+    return resolve_cell(
+        told.get("--model", cell["model"]),  # a control's row has none
+        cell["task"],
+        cell["method"],
+        cell["seed"],
+        trial=cell["trial"],
+        device=record["key"]["device"],
+        overrides=command_settings(record["provenance"]["command"]),
+        flatness=int(told.get("--flatness", 0)),
+    )

@@ -1,0 +1,128 @@
+"""Discovery and validation of plugins: methods, tasks, models. Never imports torch, so the DAG
+builds fast.
+
+The search path is the checkout's (or the wheel's) `methods/ tasks/ models/`, then every folder in
+`LEANTUNE_PLUGINS`, then the entry points of group `leantune.plugins` (each a package that holds the
+folders).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leantune.errors import BadInput
+from leantune.files.parse import read_yaml, validate
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One method, task or model: its parsed YAML and where it was found."""
+
+    kind: str  # methods | tasks | models
+    name: str
+    file: Path  # the YAML
+    spec: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.file.parent
+
+
+# ------------------------------------------------------------------ where plugins are
+
+
+def roots() -> list[Path]:
+    """The folders that may hold methods/, tasks/ and models/, in order of precedence."""
+    own = checkout() or Path(__file__).resolve().parents[1] / "plugins"
+    extra = [
+        Path(p).expanduser().absolute()
+        for p in os.environ.get("LEANTUNE_PLUGINS", "").split(os.pathsep)
+        if p
+    ]
+    for folder in extra:
+        if not folder.is_dir():
+            raise BadInput(
+                f"LEANTUNE_PLUGINS names '{folder}', which is not a folder; mend or unset the variable"
+            )
+    for entry in importlib.metadata.entry_points(group="leantune.plugins"):
+        try:
+            found = importlib.util.find_spec(entry.value)
+        except ModuleNotFoundError:  # of the package around it
+            found = None
+        if found is None or not found.submodule_search_locations:
+            raise BadInput(
+                f"the entry point '{entry.name}' of leantune.plugins names '{entry.value}', which is not a package that "
+                "can be imported; mend or uninstall its distribution"
+            )
+        extra.append(Path(next(iter(found.submodule_search_locations))))
+    return [own, *extra]
+
+
+def checkout() -> Path | None:
+    """The repository's folder where LeanTune runs from one, None where it is installed."""
+    source = Path(__file__).resolve().parents[2]
+    root = source.parent
+    return root if source.name == "src" and (root / "methods").is_dir() else None
+
+
+def _yaml_files(kind: str) -> Iterator[Path]:
+    for root in roots():
+        pattern = "*.yaml" if kind == "models" else f"*/{kind[:-1]}.yaml"
+        yield from sorted((root / kind).glob(pattern))
+
+
+@functools.cache
+def _discovered(kind: str, _environment: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in _yaml_files(kind):
+        name = file.stem if kind == "models" else file.parent.name
+        found.setdefault(name, file)
+    return found
+
+
+def discover(kind: str) -> dict[str, Path]:
+    """Name to YAML file of every plugin of a kind (`methods`, `tasks`, `models`); the first found
+    wins."""
+    return _discovered(kind, os.environ.get("LEANTUNE_PLUGINS", ""))
+
+
+@functools.cache
+def _load(kind: str, file: Path) -> Plugin:
+    spec = read_yaml(file)
+    validate(spec, kind[:-1], file)
+    name = file.stem if kind == "models" else file.parent.name
+    if spec["name"] != name:
+        raise BadInput(
+            f"{file}: key 'name' is '{spec['name']}' but the folder or file is called '{name}'"
+        )
+    unknown = (
+        set(spec.get("sources", ())) - set(spec.get("points", ())) if kind == "methods" else set()
+    )
+    if unknown:
+        raise BadInput(f"{file}: key 'sources' names '{min(unknown)}', which is none of its points")
+    return Plugin(kind, name, file, spec)
+
+
+def get(kind: str, name: str) -> Plugin:
+    """One plugin by name. Raises BadInput with the known names, or with what is wrong in its YAML."""
+    known = discover(kind)
+    if name not in known:
+        raise BadInput(f"unknown {kind[:-1]} '{name}'; known: {', '.join(sorted(known))}")
+    return _load(kind, known[name])
+
+
+# ------------------------------------------------------------------ stacks
+
+
+# ------------------------------------------------------------------ content hashes

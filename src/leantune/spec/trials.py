@@ -1,0 +1,128 @@
+"""Which tuning trials a config asks for, and which cells take what they chose."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from leantune.errors import BadInput
+from leantune.spec import plugins
+from leantune.spec.cells import Cell, resolve_cell
+from leantune.spec.config import runnable, settings_for
+from leantune.spec.stacks import parse_stack
+
+CHOICE = (
+    "tuning/{key}/{model}/{task}/{method}/chosen.json"  # which trial was chosen, below the output
+)
+
+
+def nearest_points(method: str, kind: str, count: int) -> list[dict[str, Any]]:
+    """The method's default, which is no setting at all, and the `count - 1` points of its grid that
+    are nearest to it: fewest steps along the sorted values, all parameters together; of equals
+    those that move what is listed first."""
+    part = parse_stack(method, kind)[-1]
+    searched: Mapping[str, list[Any]] = part.plugin.spec["search"]
+
+    def steps(name: str, value: Any) -> float:
+        values, default = sorted(searched[name], key=sort_key), part.params[name]
+        if default in values:
+            return abs(values.index(value) - values.index(default))
+        place = bisect.bisect(values, sort_key(default), key=sort_key) - 0.5
+        return abs(values.index(value) - place)
+
+    grid = [
+        dict(zip(searched, values, strict=True)) for values in itertools.product(*searched.values())
+    ]
+    others = [
+        point for point in grid if any(part.params[name] != value for name, value in point.items())
+    ]
+
+    def distance(point: dict[str, Any]) -> tuple[float, list[float]]:
+        taken = [steps(name, value) for name, value in point.items()]
+        return sum(taken), taken[::-1]
+
+    others.sort(key=distance)
+    changed = [
+        {n: v for n, v in point.items() if v != part.params[n]} for point in others[: count - 1]
+    ]
+    return [
+        {},
+        *({f"{method}.{name}": value for name, value in point.items()} for point in changed),
+    ]
+
+
+def sort_key(value: Any) -> tuple[bool, Any]:
+    return (True, str(value)) if isinstance(value, str) else (False, value)
+
+
+def planned_trials(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
+    """The trials of a validated config, by the file below its output that says which of them was
+    chosen."""
+    found = {}
+    for block in runnable(config):
+        count = block.get("trials", config["trials"])
+        for model, task, method in itertools.product(
+            block["models"], block["tasks"], block["methods"]
+        ):
+            if count < 1 or "+" in method or "@" in method:
+                continue
+            spec = plugins.get("methods", method).spec
+            if not spec.get("search"):
+                continue
+            settings = settings_for(config, block, method, task)
+            both = [key for key in settings if key.removeprefix(f"{method}.") in spec["search"]]
+            if both:
+                raise BadInput(
+                    f"config: '{both[0]}' is set and, with `trials`, searched for; drop one of them"
+                )
+            common: dict[str, Any] = {"device": config["device"], "on": config["hardware"]}
+            cells_ = [
+                resolve_cell(
+                    model, task, method, 0, trial=i, overrides={**settings, **point}, **common
+                )
+                for i, point in enumerate(
+                    nearest_points(method, plugins.get("tasks", task).spec["kind"], count)
+                )
+            ]
+            found[_choice_file(cells_[0], method)] = cells_
+    return found
+
+
+def choice_files(cell: Cell, known: Collection[str]) -> list[str]:
+    """Which of the `known` choices, by file, a cell takes its settings from."""
+    files = {part.plugin.name: _choice_file(cell, part.plugin.name) for part in cell.parts}
+    return [
+        files[name]
+        for name in tuned_parts(cell, {name for name, file in files.items() if file in known})
+    ]
+
+
+def tuned_parts(cell: Cell, chosen: Collection[str]) -> list[str]:
+    """Those of its parts, by name, whose choices a cell takes. What it trains with without naming
+    it, `full`, counts only where no other part is tuned, as the others were tuned beside `full`'s
+    default."""
+    names = [part.plugin.name for part in cell.parts if part.plugin.name in chosen]
+    return [name for name in names if name != "full" or len(names) == 1]
+
+
+def _choice_file(cell: Cell, method: str) -> str:
+    return CHOICE.format(
+        key=cell.key["short"], model=cell.model_name, task=cell.task.name, method=method
+    )
+
+
+def chosen_settings(cell: Cell, choices: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that a cell takes from its parts' choices; what a part's own point sets stays as
+    the point says."""
+    points = {
+        part.plugin.name: part.plugin.spec.get("points", {}).get(part.point or "", {})
+        for part in cell.parts
+    }
+    return {
+        key: value
+        for one in choices
+        for key, value in one["settings"].items()
+        if key.partition(".")[2] not in points.get(key.partition(".")[0], {})
+    }

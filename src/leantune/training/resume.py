@@ -1,0 +1,200 @@
+"""Where a training run stands, so that a cell that was asked to stop goes on later and ends
+bit-equal on a CPU.
+
+Kept are: every parameter that is or was trained, the buffers, which parameters are trained now, the
+optimizer's groups and states in their own dtypes, the generators of random numbers, and what was
+measured so far. The model and the data themselves are made again: they follow from the cell. So a
+run whose method has replaced modules cannot be resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leantune.errors import RETRY, BadInput
+from leantune.files.record import replacing
+from leantune.spec.cells import Cell
+
+State = dict[str, Any]
+
+
+class Preempted(Exception):
+    """Training was asked to stop and did, after step `step`. `state` goes on from there; None: it
+    starts over."""
+
+    def __init__(self, step: int, state: State | None) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step, self.state = step, state
+
+
+class Stop:
+    """Handles SIGTERM and SIGUSR1: ends the worker at once before training, after the step at hand
+    during it, and lets it finish after it, since what then is left is short."""
+
+    def __init__(self) -> None:
+        self.asked = self.deferred = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._handle)
+
+    def wanted(self) -> bool:
+        return self.asked
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.asked = True
+        if not self.deferred:
+            raise SystemExit(RETRY)
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape by name. Only a model that still has those of the attached one can be
+    resumed."""
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer, trained: set[str]) -> State:
+    """What training has changed: `trained` names the parameters that were trained at its start."""
+    named = dict(model.named_parameters())
+    names = {id(p): name for name, p in named.items()}
+    trains = [name for name, p in named.items() if p.requires_grad]
+    return {
+        "tensors": {name: named[name].detach() for name in sorted(trained.union(trains))},
+        "buffers": dict(_buffers(model)),
+        "trains": trains,
+        "groups": [
+            {**g, "params": [names[id(p)] for p in g["params"]]} for g in optimizer.param_groups
+        ],
+        "optimizer": {
+            names[id(p)]: dict(state) for p, state in optimizer.state.items() if id(p) in names
+        },
+        "random": _random_state(),
+    }
+
+
+def restore(state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a `capture` back into the attached model and a fresh optimizer of it, where both have its
+    structure.
+
+    Call `restore_random` last, when nothing else is drawn before the next step. Raises BadInput,
+    with nothing changed, where the structure differs.
+    """
+    named, buffers = dict(model.named_parameters()), dict(_buffers(model))
+    places = {**named, **buffers}
+    tensors = {**state["tensors"], **state["buffers"]}
+    wanted = {
+        *state["trains"],
+        *state["optimizer"],
+        *(n for g in state["groups"] for n in g["params"]),
+    }
+    same = len(state["groups"]) == len(optimizer.param_groups) and wanted <= named.keys()
+    if not same or any(n not in places or places[n].shape != t.shape for n, t in tensors.items()):
+        raise BadInput(
+            "the checkpoint is of a model of another structure; delete the .checkpoint file beside the record"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            places[name].copy_(tensor)
+    for name, p in named.items():
+        p.requires_grad_(name in state["trains"])
+    for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
+        group.update({**saved, "params": [named[name] for name in saved["params"]]})
+    optimizer.state.clear()
+    for name, values in state["optimizer"].items():
+        optimizer.state[named[name]] = dict(values)
+
+
+def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that a module's checkpoint carries; the others follow from the frozen weights."""
+    for prefix, module in model.named_modules():
+        for name, tensor in module.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, tensor
+
+
+def _random_state() -> State:
+    state: Any = np.random.get_state()
+    kind, keys, *rest = state
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+    }
+
+
+def restore_random(state: State) -> None:
+    """Every generator of random numbers as it was when the state was captured."""
+    saved = state["random"]
+    torch.set_rng_state(saved["torch"])
+    if saved["cuda"]:
+        torch.cuda.set_rng_state_all(saved["cuda"])
+    random.setstate(saved["python"])
+    kind, keys, *rest = saved["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+
+
+# ------------------------------------------------------------------ the file
+
+
+def identity(cell: Cell, samples: str) -> str:
+    """A digest of all that a run's numbers depend on; a checkpoint of another is of no use."""
+    known = [
+        cell.hashes,
+        cell.key,
+        cell.model_name,
+        cell.task.name,
+        cell.method,
+        cell.seed,
+        cell.trial,
+        cell.flatness,
+        samples,
+        torch.__version__,
+        torch.get_num_threads(),
+    ]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def write(file: Path, digest: str, state: State, measured: Mapping[str, Any]) -> bool:
+    """Keep a state with what was measured so far (plain values). Says on stderr, and returns False,
+    where the file cannot be written: the cell then starts over."""
+    try:
+        with replacing(file) as opened:
+            torch.save({"cell": digest, "state": state, "measured": dict(measured)}, opened)
+    except (BadInput, RuntimeError) as error:  # torch's writer has no other error for a full disk
+        print(
+            f"the checkpoint was not kept, so the cell will start over: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return False
+    return True
+
+
+def read(file: Path, digest: str) -> tuple[State, dict[str, Any]] | None:
+    """(state, measured) of a checkpoint of this very cell. A damaged one, or one of other code or
+    settings, is named on stderr and removed, and is None like one that is not there."""
+    if not file.is_file():
+        return None
+    try:
+        found = torch.load(file, weights_only=True)
+        if found["cell"] == digest:
+            return found["state"], found["measured"]
+        why = "it is of other code, data or settings"
+    except Exception as error:  # whatever a damaged file makes torch's reader raise
+        why = f"it is damaged: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}"
+    print(
+        f"checkpoint {file} is not used, {why}; the cell starts over", file=sys.stderr, flush=True
+    )
+    file.unlink(missing_ok=True)
+    return None

@@ -1,0 +1,1 @@
+"""What the Snakefile asks of a config, and starting Snakemake."""
