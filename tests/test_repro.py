@@ -14,7 +14,7 @@ from leantune.errors import BadInput
 from leantune.files import record
 from leantune.machine.gpus import resolve_device
 from leantune.results import reproduce
-from leantune.spec.cells import resolve_cell
+from leantune.spec.cells import cell_of_record, resolve_cell
 
 SMALL = [
     "task.steps=3",
@@ -269,8 +269,9 @@ def test_a_gpu_record_needs_a_gpu(tmp_path, monkeypatch):
         reproduce.command(made, tmp_path)
 
 
-def test_a_record_of_a_model_with_code_of_its_own_is_not_run(real):
+def test_a_record_of_a_model_with_code_of_its_own_is_not_run(real, monkeypatch):
     row = record.read_record(real)
-    row["provenance"]["command"] += " --trust-remote-code minilm-l6"
+    model = cell_of_record(row).model
+    monkeypatch.setitem(model.spec, "trust_remote_code", True)
     with pytest.raises(BadInput, match="read that code, then run its command"):
         reproduce.command(row, real)

@@ -13,7 +13,7 @@ from typing import Any
 
 from leantune.errors import BadInput
 from leantune.files.record import Record
-from leantune.spec.settings import command_flags
+from leantune.spec.settings import recorded_settings
 
 Row = dict[str, Any]
 
@@ -116,17 +116,18 @@ def _setting(record: Record, across: Sequence[str]) -> str:
     """What must be equal inside a group besides model, task and samples.
 
     The short key has a hash of the task's settings, the merged fields among them, so a merged group
-    goes by the key's other fields and by the task's settings that the record's command changes.
+    goes by the key's other fields and by the task's settings that the record's cell changed.
     """
     if not across:
         return record["key"]["short"]
-    flags = command_flags(record["provenance"]["command"])
-    settings = {word for flag, word in flags if flag == "--set" and word.startswith("task.")}
-    settings -= {
-        word for word in settings if word.partition("=")[0].removeprefix("task.") in across
+    merged = {f"task.{field}" for field in across}
+    settings = {
+        key: setting
+        for key, setting in recorded_settings(record)["set"].items()
+        if key.startswith("task.") and key not in merged
     }
     fixed = [record["key"][field] for field in KEY if field not in (*across, "samples")]
-    return json.dumps([fixed, sorted(settings)])
+    return json.dumps([fixed, settings], sort_keys=True)
 
 
 def _group(model: str, task: str, methods: Mapping[str, Sequence[Entry]]) -> Group:

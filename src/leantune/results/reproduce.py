@@ -19,17 +19,6 @@ from leantune.metrics import stats
 from leantune.spec.cells import cell_of_record
 
 COLUMNS = ("field", "recorded", "now", "verdict")
-FLAGS = (
-    "--model",
-    "--task",
-    "--method",
-    "--seed",
-    "--device",
-    "--trial",
-    "--set",
-    "--flatness",
-    "--out",
-)  # of `Cell.command`
 EQUAL, DIFFERS = "equal", "differs"
 BYTES = {
     "tensors peak bytes": "memory.tensors.peak_bytes",
@@ -75,31 +64,27 @@ def run_again(path: Path) -> tuple[Record, Record]:
 def command(record: Record, path: Path) -> list[str]:
     """The words after `leantune` that run the record's cell again, without `--out`.
 
-    Only flags that say which cell it is are taken, so that a record from elsewhere can write
-    nothing.
+    They are made of the cell, so that a record from elsewhere can write nothing.
     """
     cell = cell_of_record(record)
-    words = shlex.split(record["provenance"]["command"])
-    flags = list(zip(words[2::2], words[3::2], strict=False))
-    if "--trust-remote-code" in dict(flags):
+    words = cell.command()
+    if "--trust-remote-code" in words:
         raise BadInput(
             f"{path}: it runs code that lies beside a model's weights; read that code, then run its command"
         )
-    if words[:2] != ["leantune", "run"] or len(words) % 2 or {flag for flag, _ in flags} - {*FLAGS}:
-        raise BadInput(
-            f"{path}: its command is not of the form `leantune run --model ...`; run the cell by name"
-        )
-    told = [words_ for words_ in flags if words_[0] != "--out"]
-    own = cell.command()[2:-2]
-    if sorted(told) != sorted(zip(own[::2], own[1::2], strict=True)):
-        raise BadInput(
-            f"{path}: its command is that of another cell than its content; run the cell by name"
-        )
+    if "settings" not in record["cell"]:
+        # An older record has them in its command only, which must then be all of this cell's.
+        told = shlex.split(record["provenance"]["command"])
+        if sorted(told[:-1]) != sorted(words[:-1]):
+            raise BadInput(
+                f"{path}: its command is that of another cell than its content; "
+                "run the cell by name"
+            )
     if cell.device == "cuda" and resolve_device("auto") != "cuda":
         raise BadInput(
             f"{path}: it was measured on a GPU and none answers here; run it on a machine with one"
         )
-    return ["run", *own]
+    return words[1:-2]
 
 
 # ------------------------------------------------------------------ comparison

@@ -317,6 +317,7 @@ def _record(cell: Cell, result: dict[str, Any], started: float, command: list[st
             "point": "+".join(points) or None,
             "seed": cell.seed,
             "trial": cell.trial,
+            "settings": cell.settings,
         },
         "key": {**cell.key, "samples": result.get("samples")},
         "provenance": {

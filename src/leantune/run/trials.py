@@ -22,7 +22,7 @@ from leantune.files.parse import read_json, validate
 from leantune.run import supervisor
 from leantune.spec import plugins
 from leantune.spec.cells import Cell, resolve_cell
-from leantune.spec.settings import command_settings, parse_settings
+from leantune.spec.settings import parse_settings, recorded_settings
 from leantune.spec.stacks import parse_stack, plugin_names
 from leantune.spec.trials import sort_key
 
@@ -160,8 +160,8 @@ def read_choice(file: Path) -> dict[str, Any]:
 
 
 def _settings_of(row: record.Record) -> dict[str, Any]:
-    """The settings of its own method that a trial was run with, from the command in its record."""
-    given = command_settings(row["provenance"]["command"])
+    """The settings of its own method that a trial was run with."""
+    given = recorded_settings(row)["set"]
     return {
         key: value for key, value in given.items() if key.partition(".")[0] == row["cell"]["method"]
     }

@@ -24,7 +24,7 @@ from leantune.machine.gpus import hardware_name, resolve_device
 from leantune.spec import plugins
 from leantune.spec.hashes import model_hash, stack_hash, task_hash
 from leantune.spec.plugins import Plugin
-from leantune.spec.settings import command_flags, command_settings
+from leantune.spec.settings import recorded_settings
 from leantune.spec.stacks import Part, parse_stack, stack_name
 
 STEP_TIME_KEY = (
@@ -104,6 +104,11 @@ class Cell:
         return "none" if self.parts[0].slot == "control" else self.model.name
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What a record keeps of the cell so that `cell_of_record` makes it again."""
+        return {"model": self.model.name, "set": self.overrides, "flatness": self.flatness}
+
+    @property
     def record_path(self) -> str:
         """Where the record goes, below `<output>/`."""
         folder = "tuning" if self.trial is not None else "records"
@@ -120,7 +125,7 @@ class Cell:
         return int(1.5 * 2**30) + 16 * parameters
 
     def command(self, out: str = "FILE") -> list[str]:
-        """The exact words that run this cell again."""
+        """The exact words that run this cell again, for people to copy."""
         words = [
             "leantune",
             "run",
@@ -219,15 +224,14 @@ def torch_minor() -> str:
 def cell_of_record(record: Record) -> Cell:
     """The cell of a record as the present files have it. Raises BadInput where a plugin or setting
     is gone."""
-    flags = command_flags(record["provenance"]["command"])
-    told, cell = dict(flags), record["cell"]
+    cell, settings = record["cell"], recorded_settings(record)
     return resolve_cell(
-        told.get("--model", cell["model"]),  # a control's row has none
+        settings["model"],
         cell["task"],
         cell["method"],
         cell["seed"],
         trial=cell["trial"],
         device=record["key"]["device"],
-        overrides=command_settings(record["provenance"]["command"]),
-        flatness=int(told.get("--flatness", 0)),
+        overrides=settings["set"],
+        flatness=settings["flatness"],
     )

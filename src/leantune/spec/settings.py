@@ -1,8 +1,8 @@
-"""Settings as words, `METHOD.PARAM=VALUE`: from the command line, from a record's command, for a
-stack."""
+"""Settings, `METHOD.PARAM=VALUE`: from the command line, of a record, for a stack."""
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from collections.abc import Mapping
@@ -10,23 +10,30 @@ from typing import Any
 
 from leantune.errors import BadInput
 from leantune.files.parse import parse_yaml
+from leantune.files.record import Record
 from leantune.spec.stacks import parse_stack
 
 
-def command_flags(command: str) -> list[tuple[str, str]]:
-    """The flags and values of a record's command. Raises BadInput for one that cannot be read."""
+def recorded_settings(record: Record) -> dict[str, Any]:
+    """What a record's cell was given beside its own words: `model` (that of the command, which a
+    control's row does not name), `set` (every `--set` by its key) and `flatness`.
+
+    Records from before `cell.settings` have it in their command only. Raises BadInput for one that
+    cannot be read.
+    """
+    if "settings" in record["cell"]:
+        return dict(record["cell"]["settings"])
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    flags.add_argument("--model", default=record["cell"]["model"])
+    flags.add_argument("--set", action="append", default=[])
+    flags.add_argument("--flatness", type=int, default=0)
     try:
-        words = shlex.split(command)[2:]
-    except ValueError as error:
+        told, _ = flags.parse_known_args(shlex.split(record["provenance"]["command"]))
+    except (ValueError, argparse.ArgumentError) as error:
         raise BadInput(
             f"the record's command cannot be read ({error}); run its cell again"
         ) from error
-    return list(zip(words[::2], words[1::2], strict=False))
-
-
-def command_settings(command: str) -> dict[str, Any]:
-    """What a record's command sets (`--set`)."""
-    return parse_settings([value for flag, value in command_flags(command) if flag == "--set"])
+    return {"model": told.model, "set": parse_settings(told.set), "flatness": told.flatness}
 
 
 def parse_settings(words: list[str]) -> dict[str, Any]:
