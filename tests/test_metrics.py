@@ -78,3 +78,10 @@ def test_nothing_is_written_at_home_and_no_hub_is_asked(tmp_path):
     )
     assert done.stdout.strip() == "0.5"
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_the_modules_wrap_libraries_and_need_no_files():
+    """Labels come as whole numbers or as floats that are whole, as a record keeps them."""
+    numbers = compute("classification", [0.0, 1.0, 2.0], [0, 1, 1])
+    assert numbers == compute("classification", [0, 1, 2], [0.0, 1.0, 1.0])
+    assert set(compute("generation", ["a cat"], [["a cat", "cats"]])) == {"bleu", "sentence_bleu"}

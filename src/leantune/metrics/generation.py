@@ -1,16 +1,12 @@
 """BLEU of written texts, by sacrebleu."""
 
-from __future__ import annotations
-
 import itertools
+from collections.abc import Sequence
 
-import datasets
 from sacrebleu.metrics import BLEU
 
-from leantune.metrics.local import TEXT, LocalMetric
 
-
-class Metric(LocalMetric):
+def scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Predictions are texts, references lists of right ones. Scores are 0 to 100, as sacrebleu
     gives them.
 
@@ -19,23 +15,16 @@ class Metric(LocalMetric):
     text has: unlike `bleu` it follows from one number of each example, so that two methods can be
     compared on resampled examples.
     """
-
-    values = (TEXT, datasets.List(TEXT))
-
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        streams = list(
-            itertools.zip_longest(*references)
-        )  # the i-th references of all examples; None where it has fewer
-        each = [
-            sentence_bleu(text, right) for text, right in zip(predictions, references, strict=True)
-        ]
-        return {
-            "bleu": BLEU().corpus_score(predictions, streams).score,
-            "sentence_bleu": sum(each) / len(each),
-        }
+    # sacrebleu takes the i-th references of all examples; None where an example has fewer
+    streams = list(itertools.zip_longest(*references))
+    each = [sentence_bleu(text, right) for text, right in zip(predictions, references, strict=True)]
+    return {
+        "bleu": BLEU().corpus_score(predictions, streams).score,
+        "sentence_bleu": sum(each) / len(each),
+    }
 
 
-def sentence_bleu(prediction: str, references: list[str]) -> float:
+def sentence_bleu(prediction: str, references: Sequence[str]) -> float:
     """BLEU of one text against all its references, 0 to 100; a text of fewer than four words by its
     shorter n-grams."""
     return float(BLEU(effective_order=True).sentence_score(prediction, references).score)

@@ -1,39 +1,28 @@
 """Exact match and token F1 of answers, by SQuAD's rules."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter
-
-import datasets
-
-from leantune.metrics.local import TEXT, LocalMetric
+from collections.abc import Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class Metric(LocalMetric):
+def scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Predictions are texts, references lists of right answers. Both scores are means over the
     examples, 0 to 1."""
-
-    values = (TEXT, datasets.List(TEXT))
-
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        pairs = list(zip(predictions, references, strict=True))
-        return {
-            name: sum(score(*pair) for pair in pairs) / len(pairs) for name, score in EACH.items()
-        }
+    pairs = list(zip(predictions, references, strict=True))
+    return {name: sum(score(*pair) for pair in pairs) / len(pairs) for name, score in EACH.items()}
 
 
-def token_f1(prediction: str, references: list[str]) -> float:
+def token_f1(prediction: str, references: Sequence[str]) -> float:
     """The harmonic mean of precision and recall over the normalised words, repeated ones counted as
     often as they occur; of several references the best. Two answers without words are the same."""
     return max(_f1(_words(prediction), _words(reference)) for reference in references)
 
 
-def exact_match(prediction: str, references: list[str]) -> float:
+def exact_match(prediction: str, references: Sequence[str]) -> float:
     """1 where the normalised words are those of one reference, in order, else 0."""
     return float(any(_words(prediction) == _words(reference) for reference in references))
 

@@ -18,7 +18,6 @@ def provenance(command: list[str], hashes: dict[str, str], hardware: str) -> dic
         "torch",
         "transformers",
         "datasets",
-        "evaluate",
         "peft",
         "numpy",
         "scikit-learn",
