@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import leantune
 from leantune.cli import parser
 from leantune.spec import plugins
 
@@ -18,21 +19,33 @@ def test_list_names_every_plugin_with_its_points(capsys):
     assert "svfit @r64" in out
 
 
-def test_help_has_examples_and_every_flag_is_explained():
-    for words in (["--help"], ["run", "--help"], ["predict", "--help"], ["tables", "--help"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "leantune", *words], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0
-    assert (
-        "examples:"
-        in subprocess.run(
-            [sys.executable, "-m", "leantune", "--help"],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
-    )
+@pytest.mark.parametrize("command", ["", *parser.COMMANDS])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parser.main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: leantune {command}".strip())
+    assert ("examples:" in out) == (command == "")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("--help", "usage: leantune "), ("--version", f"leantune {leantune.__version__}\n")],
+)
+def test_help_and_version_come_without_the_commands_and_their_libraries(words, told):
+    code = f"""
+import sys
+from leantune.cli import parser
+try:
+    parser.main([{words!r}])
+except SystemExit:
+    heavy = {{"jsonschema", "numpy", "psutil", "pydantic", "torch", "yaml"}} & {{*sys.modules}}
+    print(heavy, *sorted(name for name in sys.modules if name.startswith("leantune.cli.")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(told)
+    assert done.stdout.splitlines()[-1] == "set() leantune.cli.parser"
 
 
 def test_an_answer_comes_without_words_of_the_libraries():

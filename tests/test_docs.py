@@ -129,7 +129,7 @@ def test_every_command_line_parses(page, line):
     words = shlex.split(line, comments=True)
     words = words[words.index("leantune") + 1 :]
     try:
-        parser._parser().parse_args(words)
+        parser.parse(words)
     except SystemExit as error:
         raise AssertionError(f"{page}: `{line}` is not a command of leantune") from error
 
@@ -138,7 +138,7 @@ def test_every_command_line_parses(page, line):
 def test_every_command_in_the_text_names_a_subcommand_and_its_flags(page, command, capsys):
     name, *words = shlex.split(command)
     with pytest.raises(SystemExit) as ended:
-        parser._parser().parse_args([name, "--help"])
+        parser.parse([name, "--help"])
     assert ended.value.code == 0, f"{page}: leantune has no command '{name}'"
     usage = capsys.readouterr().out
     for flag in (word for word in words if word.startswith("--")):

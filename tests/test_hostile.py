@@ -231,9 +231,7 @@ def test_a_config_with_such_a_model_must_name_it(
     (name,) = jobs.files("{cell}")
     key, _, task, _, seed = name.split("/")
     words = {"key": key, "model": "evil", "task": task, "method": "full", "seed": seed}
-    told = parser._parser().parse_args(
-        ["run", *shlex.split(jobs[words].arguments), "--out", "x.json"]
-    )
+    told = parser.parse(["run", *shlex.split(jobs[words].arguments), "--out", "x.json"])
     assert told.trust_remote_code == ["evil"]
 
 

@@ -588,6 +588,6 @@ def test_nothing_to_draw_is_said(tmp_path, capsys):
 
 
 def test_neither_the_other_commands_nor_the_workflow_load_the_chart_library():
-    code = "import sys, leantune.actions, leantune.cli, leantune.dag; print([m for m in ('altair', 'vl_convert') if m in sys.modules])"
+    code = "import sys, leantune.cli.parser, leantune.workflow.jobs; print([m for m in ('altair', 'vl_convert') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,118 @@
+"""Flags as data: how one is written down, how its value is read, and those that several
+subcommands share."""
+
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leantune.errors import BadInput
+from leantune.spec.config import load_config
+from leantune.spec.settings import parse_settings
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag or an argument: what `ArgumentParser.add_argument` is called with."""
+
+    names: tuple[str, ...]
+    words: dict[str, Any]
+    instead: str  # of the flags with the same word here, only one may be given; "": of no others
+
+
+def flag(*names: str, instead: str = "", **words: Any) -> Flag:
+    return Flag(names, words, instead)
+
+
+def positive(what: type[int] | type[float], most: float | None = None) -> Callable[[str], float]:
+    """Reads a number above 0."""
+
+    def value(text: str) -> float:
+        number = what(text)
+        if not number > 0 or (most is not None and number > most):  # `not`: nan compares as False
+            least = f"'{text}' must be more than 0"
+            raise ArgumentTypeError(least + (f" and at most {most}" if most else ""))
+        return number
+
+    value.__name__ = what.__name__  # argparse's word where a value is wrong
+    return value
+
+
+def not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ArgumentTypeError(f"'{text}' must not be negative")
+    return number
+
+
+def several(name: str, what: type[str] | type[int], **words: Any) -> Flag:
+    """A flag that takes several values, `a,b` or given again; its value is a list."""
+
+    def values(text: str) -> list[Any]:
+        return [what(word) for word in text.split(",")]
+
+    values.__name__ = f"list of {what.__name__}"  # argparse's word where a value is wrong
+    return flag(name, type=values, action="extend", default=[], **words)
+
+
+GRID = flag("--grid", help="only this one of the config's grids")
+CONFIG = (flag("--config", type=Path, default=Path("config/config.yaml")), GRID)
+TRUST = flag(
+    "--trust-remote-code",
+    action="append",
+    default=[],
+    metavar="MODEL",
+    help="run the code beside the weights of this model, whose file must ask for it too",
+)
+DEVICE = flag("--device", choices=["auto", "cpu", "cuda"], default="auto")
+SETTINGS = flag(
+    "--set",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    dest="settings",
+    help="METHOD.PARAM=VALUE or task.steps=VALUE",
+)
+CELL = (
+    flag("--model", required=True),
+    flag("--task", required=True),
+    flag(
+        "--method",
+        required=True,
+        metavar="STACK",
+        help="lora, svfit@r64, vocab_pruning+came, ...",
+    ),
+    flag("--point", help="the named setting of a single method; the same as METHOD@POINT"),
+    flag("--seed", type=int, default=0),
+    flag("--batch", type=int, help="sequences per step (the task's)"),
+    flag("--seq", type=int, help="tokens per sequence (the task's)"),
+    flag(
+        "--dtype",
+        choices=["fp32", "bf16"],
+        help="of the forward and backward pass (the task's)",
+    ),
+    DEVICE,
+    SETTINGS,
+    TRUST,
+)
+
+
+def settings_and_method(arguments: Namespace) -> tuple[dict[str, Any], str]:
+    """Of the flags of a cell: the settings set by hand, and the stack with its point."""
+    settings = parse_settings(arguments.settings)
+    for given, key in (("batch", "batch"), ("seq", "length"), ("dtype", "dtype")):
+        if getattr(arguments, given) is not None:
+            settings[f"task.{key}"] = getattr(arguments, given)
+    method = arguments.method
+    if arguments.point:
+        if "+" in method or "@" in method:
+            raise BadInput("--point goes with a single method; in a stack write METHOD@POINT")
+        method = f"{method}@{arguments.point}"
+    return settings, method
+
+
+def config_and_output(arguments: Namespace) -> tuple[dict[str, Any], Path]:
+    """Of the flags of a config: its grid, and the run's folder."""
+    config = load_config(arguments.config, arguments.grid)
+    return config, arguments.output or Path(config["output"])

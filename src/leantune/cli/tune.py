@@ -1,0 +1,37 @@
+"""`leantune tune`: a cell for each of several settings."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from leantune.cli.flags import CELL, flag, positive, settings_and_method
+from leantune.run import trials
+
+FLAGS = (
+    *CELL,
+    flag(
+        "--search",
+        action="append",
+        default=[],
+        metavar="METHOD.PARAM=V,V,...",
+        help="values to try; default: those under `search:` of the method's yaml",
+    ),
+    flag(
+        "--output", type=Path, default=Path("runs/default"), help="the run's folder (runs/default)"
+    ),
+    flag(
+        "--timeout",
+        type=positive(float),
+        default=60.0,
+        metavar="MINUTES",
+        help="end a trial after this (60)",
+    ),
+)
+
+
+def run(arguments: Namespace) -> None:
+    settings, method = settings_and_method(arguments)
+    grid = trials.parse_grid(arguments.search) or trials.default_grid(method)
+    where = (arguments.seed, arguments.device)
+    cells = trials.trials(arguments.model, arguments.task, method, grid, *where, settings)
+    records = [trials.run(cell, arguments.output, arguments.timeout) for cell in cells]
+    print(trials.describe(grid, cells, records))
