@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from leantune.api import LANGUAGE_MODELS, Batch, Data
-from leantune.data import generation, question_answering
 from leantune.data.collate import batches as batches_of
+from leantune.data.generation import prompts
+from leantune.data.question_answering import best_spans
 from leantune.meter.tensors import TensorMeter
 from leantune.training.loop import autocast, now, to_device
 
@@ -35,8 +37,7 @@ class Inference:
         """What `forward` gives for `inputs`. Its tokens are those of the inputs, or those that it
         gives (in lists)."""
         if self.peak_bytes is None:
-            meter = TensorMeter()
-            with meter:
+            with TensorMeter() as meter:
                 meter.track(inputs.values(), "inputs")
                 meter.watch(self.model)
                 meter.mark("forward")
@@ -46,11 +47,8 @@ class Inference:
         started = now(self.device)
         output = forward(inputs)
         seconds = now(self.device) - started
-        tokens = (
-            sum(map(len, output))
-            if isinstance(output, list)
-            else int(inputs["attention_mask"].sum())
-        )
+        written = isinstance(output, list)
+        tokens = sum(map(len, output)) if written else int(inputs["attention_mask"].sum())
         self.tokens_per_second.append(tokens / seconds)
         return output
 
@@ -59,9 +57,7 @@ class Inference:
         return {
             "tokens_per_second": statistics.median(self.tokens_per_second),
             "peak_bytes": self.peak_bytes,
-            "parameters": sum(
-                p.numel() for p in {id(p): p for p in self.model.parameters()}.values()
-            ),
+            "parameters": sum(p.numel() for p in self.model.parameters()),  # tied ones once
         }
 
 
@@ -101,26 +97,25 @@ def predict(
     """(predictions, references) on a split, one of each per example, in order: numbers (see
     `predict_split`), or the model's answer and all the right ones, texts. `training` are the task's
     settings."""
-    rows, dtype = getattr(data, split), training["dtype"]
-    if data.kind == "span":
-        return span_answers(model, rows, evaluation_batches(data, split), device, dtype, inference)
+    rows, how = getattr(data, split), (device, training["dtype"], inference)
     if data.kind == "generation":
         assert data.tokenizer is not None
-        most, size = training["max_new_tokens"], _size(data)
-        return written_answers(model, rows, data.tokenizer, most, size, device, dtype, inference)
-    return predict_split(
-        model, evaluation_batches(data, split), data.kind, device, dtype, inference
-    )
+        most = training["max_new_tokens"]
+        return written_answers(model, rows, data.tokenizer, most, _size(data), *how)
+    batches = evaluation_batches(data, split)
+    if data.kind == "span":
+        return span_answers(model, rows, batches, *how)
+    return predict_split(model, batches, data.kind, *how)
 
 
 def evaluation_batches(data: Data, split: str) -> Iterator[Batch]:
-    """A split once, in order. A language model's logits over a full vocabulary are large: 8 at once
-    keep them small."""
+    """A split once, in order."""
     assert data.collate is not None
     return batches_of(getattr(data, split), data.collate, _size(data))
 
 
 def _size(data: Data) -> int:
+    """Examples at once. A language model's logits over a full vocabulary are large."""
     return 8 if data.kind in LANGUAGE_MODELS else 32
 
 
@@ -142,20 +137,17 @@ def predict_split(
     for output, batch in passes(model, batches, device, dtype, inference):
         logits, labels = output.logits, batch["labels"]
         if kind == "classification":
-            predictions += logits.argmax(-1).tolist()
-            references += labels.tolist()
+            found, right = logits.argmax(-1), labels
         elif kind == "regression":
-            predictions += logits.squeeze(-1).float().tolist()
-            references += labels.tolist()
+            found, right = logits.squeeze(-1).float(), labels
         else:
-            shift = 1 if kind == "causal_lm" else 0
-            scores = logits[:, : logits.shape[1] - shift]
-            targets = labels[:, shift:]
-            losses = nn.functional.cross_entropy(
-                scores.transpose(1, 2).float(), targets, reduction="none"
-            )
-            predictions += losses.sum(1).tolist()
-            references += targets.ne(-100).sum(1).float().tolist()
+            if kind == "causal_lm":  # the logits at a token are of the next one
+                logits, labels = logits[:, :-1], labels[:, 1:]
+            scores = logits.transpose(1, 2).float()
+            found = nn.functional.cross_entropy(scores, labels, reduction="none").sum(1)
+            right = labels.ne(-100).sum(1).float()
+        predictions += found.tolist()
+        references += right.tolist()
     return predictions, references
 
 
@@ -175,15 +167,13 @@ def span_answers(
     best: dict[int, tuple[float, str, list[str]]] = {}
     at = 0
     for output, _ in passes(model, batches, device, dtype, inference):
-        count, width = output.start_logits.shape
-        some = rows[at : at + count]
-        at += count
-        inside = torch.zeros(count, width, dtype=torch.bool)
-        for i, begins in enumerate(some["begins"]):
-            inside[i, : len(begins)] = torch.tensor(begins) >= 0
-        for i, (score, begin, end) in enumerate(
-            question_answering.best_spans(output.start_logits, output.end_logits, inside)
-        ):
+        some = rows[at : at + len(output.start_logits)]
+        at += len(output.start_logits)
+        inside = [torch.tensor(begins) >= 0 for begins in some["begins"]]
+        spans = best_spans(
+            output.start_logits, output.end_logits, pad_sequence(inside, batch_first=True)
+        )
+        for i, (score, begin, end) in enumerate(spans):
             example = some["example"][i]
             if example not in best or score > best[example][0]:
                 text = some["pair"][i][some["begins"][i][begin] : some["ends"][i][end]]
@@ -206,7 +196,7 @@ def written_answers(
     """(texts, references) of each example: what the model writes after its prompt by greedy
     decoding."""
     end = tokenizer.eos_token_id
-    settings: dict[str, Any] = {
+    settings = {  # all that `generate` would else take from the checkpoint's own settings
         "max_new_tokens": max_new_tokens,
         "do_sample": False,
         "num_beams": 1,
@@ -218,23 +208,16 @@ def written_answers(
         "pad_token_id": tokenizer.pad_token_id,
     }
 
-    def generate(inputs: Batch) -> list[list[int]]:
-        written = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :].tolist()  # type: ignore[operator]
+    def write(inputs: Batch) -> list[list[int]]:
+        ids: Any = model.generate(**inputs, **settings)  # type: ignore[operator]  # of a transformers model
+        written = ids[:, inputs["input_ids"].shape[1] :].tolist()
         return [ids[: ids.index(end) + 1] if end in ids else ids for ids in written]
 
+    batches = prompts(rows, tokenizer.pad_token_id, batch)
     found: list[str] = []
-    for written, _ in passes(
-        model,
-        generation.prompts(rows, tokenizer.pad_token_id, batch),
-        device,
-        dtype,
-        inference,
-        generate,
-    ):
-        found += [
-            text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)
-        ]
-    return found, list(rows["references"])
+    for written, _ in passes(model, batches, device, dtype, inference, write):
+        found += tokenizer.batch_decode(written, skip_special_tokens=True)
+    return [text.strip() for text in found], list(rows["references"])
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,14 @@ from transformers import get_scheduler
 
 from leantune.api import Batch, Context
 from leantune.errors import Diverged, Unsupported
-from leantune.training import resume as checkpoint
+from leantune.training.resume import (
+    Preempted,
+    State,
+    capture,
+    restore,
+    restore_random,
+    structure,
+)
 from leantune.training.stack import Stack
 
 CHECKS = 10  # on_progress calls a run
@@ -23,7 +30,7 @@ CHECKS = 10  # on_progress calls a run
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train. Warm-up is a fraction of the steps; clip 0 means no clipping."""
+    """How long and how fast to train; `warmup` is a fraction of the steps, `clip` 0 clips nothing."""
 
     steps: int
     dtype: str = "fp32"
@@ -60,15 +67,15 @@ class Watch:
         """A method changed what is trained, so memory from here on differs."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Training:
     """What a run leaves: the trained model, seconds and loss of every step, the curve, how many of
     the seconds went into the method's own hooks, and after which steps it was resumed."""
 
     model: nn.Module
-    step_seconds: list[float]
-    losses: list[float]
-    curve: list[dict[str, float]]
+    step_seconds: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
     hook_seconds: float = 0.0
     resumed_after: tuple[int, ...] = ()
 
@@ -82,99 +89,88 @@ def train(
     watch: Watch | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    resume: checkpoint.State | None = None,
+    resume: State | None = None,
 ) -> Training:
-    """Train for `schedule.steps` optimizer steps. `evaluate` runs outside the clock,
-    `schedule.evaluations` times.
-
-    `stop` is asked after every step but the last; where it says yes, Preempted is raised with the
-    state that `resume` takes, or with None where the method has changed the model's structure.
-    `model` is the attached one, `batches` start at the first, also to resume. Raises Diverged with
-    the step where the loss is not finite.
-    """
-    watch = watch or Watch()
+    """Train the attached `model` for `schedule.steps` optimizer steps. `evaluate` runs outside the
+    clock, `schedule.evaluations` times. `stop` is asked after every step but the last: a yes raises
+    Preempted with the state that `resume` takes. `batches` start at the first, also to resume.
+    Raises Diverged with the step where the loss is not finite."""
+    run, watch = Training(model), watch or Watch()
     done = resume["step"] if resume else 0
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    attached = checkpoint.shapes(model)
     optimizer, scheduler = _prepare(model, stack, schedule, ctx, done)
-    groups = len(optimizer.param_groups)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    begun = structure(model, optimizer)
     if resume:
-        checkpoint.restore(resume, model, optimizer)
+        run = _go_on(resume, model, optimizer, batches, schedule)
     watch.prepared(model, optimizer)
-    check_steps = step_fractions(schedule.steps, schedule.checks)
-    evaluation_steps = step_fractions(schedule.steps, schedule.evaluations if evaluate else 0)
-    seconds: list[float] = list(resume["seconds"]) if resume else []
-    losses: list[float] = list(resume["losses"]) if resume else []
-    curve: list[dict[str, float]] = list(resume["curve"]) if resume else []
-    in_hooks: float = resume["in_hooks"] if resume else 0.0
-    resumed_after: tuple[int, ...] = (*resume["resumed_after"], done) if resume else ()
+    checks = step_fractions(schedule.steps, schedule.checks)
+    evaluations = step_fractions(schedule.steps, schedule.evaluations)
     model.train()
-    for _ in range(done * schedule.accumulate):
-        next(batches)
-    if resume:
-        checkpoint.restore_random(resume)
     for step in range(done + 1, schedule.steps + 1):
         micro_batches = [to_device(next(batches), ctx.device) for _ in range(schedule.accumulate)]
         started = now(ctx.device)
-        total = 0.0
-        for batch in micro_batches:
-            watch.mark("forward")
-            with autocast(ctx.device, schedule.dtype):
-                loss = model(**batch).loss
-                extra = stack.penalty(model)
-                if extra is not None:
-                    loss = loss + extra
-                if schedule.accumulate > 1:
-                    loss = loss / schedule.accumulate
-            watch.mark("backward")
-            loss.backward()
-            total += loss.item()
-            del loss, extra
-        if not math.isfinite(total):
-            raise Diverged(
-                f"the loss is {total} at step {step} of {schedule.steps}; try a lower learning rate"
-            )
-        watch.gradients(model)
+        loss = _forward_backward(model, stack, micro_batches, schedule, ctx, watch, step)
         watch.mark("optimizer")
         if schedule.clip:
-            torch.nn.utils.clip_grad_norm_(
-                (p for p in model.parameters() if p.grad is not None), schedule.clip
-            )
+            torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
         optimizer.step()
         scheduler.step()
         stepped = now(ctx.device)
-        stack.on_step(model, step, ctx)
-        in_hooks += now(ctx.device) - stepped
+        stack.on_step(model, step, ctx)  # the gradients are still there
+        hook_seconds = now(ctx.device) - stepped
         optimizer.zero_grad(set_to_none=True)
         watch.mark("other")
-        stepped = now(ctx.device)
-        if step in check_steps:
-            change = stack.on_progress(model, optimizer, check_steps[step], ctx)
-            if change is not None:
-                model = change.model
-                if change.new_optimizer:
-                    optimizer, scheduler = _prepare(model, stack, schedule, ctx, done=step)
-                    watch.prepared(model, optimizer)
-                watch.changed(model, optimizer, step)
+        checked = now(ctx.device)
+        if step in checks and (change := stack.on_progress(model, optimizer, checks[step], ctx)):
+            model = change.model
+            if change.new_optimizer:
+                optimizer, scheduler = _prepare(model, stack, schedule, ctx, step)
+                watch.prepared(model, optimizer)
+            watch.changed(model, optimizer, step)
         ended = now(ctx.device)
-        seconds.append(ended - started)
-        in_hooks += ended - stepped
-        losses.append(total)
-        watch.step(step, seconds[-1], total)
-        if step in evaluation_steps and evaluate is not None:
-            value = evaluate(model)
-            curve.append({"step": step, "seconds": sum(seconds), "value": value, "loss": total})
+        run.losses.append(loss)
+        run.step_seconds.append(ended - started)
+        run.hook_seconds += hook_seconds + ended - checked
+        watch.step(step, ended - started, loss)
+        if evaluate and step in evaluations:
+            score, seconds = evaluate(model), sum(run.step_seconds)
+            run.curve.append({"step": step, "seconds": seconds, "value": score, "loss": loss})
             model.train()
         if step < schedule.steps and stop():
-            same = checkpoint.shapes(model) == attached and len(optimizer.param_groups) == groups
-            if not (stack.resumable and same):
-                raise checkpoint.Preempted(step, None)
-            so_far = {"seconds": seconds, "losses": losses, "curve": curve, "in_hooks": in_hooks}
-            state = checkpoint.capture(model, optimizer, trained)
-            raise checkpoint.Preempted(
-                step, {**state, **so_far, "step": step, "resumed_after": resumed_after}
-            )
-    return Training(model, seconds, losses, curve, in_hooks, resumed_after)
+            same = stack.resumable and structure(model, optimizer) == begun
+            raise Preempted(step, _state(run, step, model, optimizer, trained) if same else None)
+    return replace(run, model=model)
+
+
+def _forward_backward(
+    model: nn.Module,
+    stack: Stack,
+    micro_batches: list[Batch],
+    schedule: Schedule,
+    ctx: Context,
+    watch: Watch,
+    step: int,
+) -> float:
+    """Gradients of one optimizer step, and its loss: the task's and the methods' penalty."""
+    total = 0.0
+    for batch in micro_batches:
+        watch.mark("forward")
+        with autocast(ctx.device, schedule.dtype):
+            loss = model(**batch).loss
+            extra = stack.penalty(model)
+            if extra is not None:
+                loss = loss + extra
+            if schedule.accumulate > 1:
+                loss = loss / schedule.accumulate
+        watch.mark("backward")
+        loss.backward()
+        total += loss.item()
+        del loss, extra  # else both live on in the next forward pass, and in the peak
+    if not math.isfinite(total):
+        where = f"step {step} of {schedule.steps}"
+        raise Diverged(f"the loss is {total} at {where}; try a lower learning rate")
+    watch.gradients(model)
+    return total
 
 
 def _prepare(
@@ -183,21 +179,47 @@ def _prepare(
     """Optimizer and learning-rate scheduler, the latter at the position of `done` steps."""
     optimizer = stack.optimizer(stack.parameter_groups(model, ctx), ctx)
     if getattr(optimizer, "in_backward", False) and (schedule.clip or schedule.accumulate > 1):
-        setting = (
-            f"clip {schedule.clip:g}" if schedule.clip else f"accumulate {schedule.accumulate}"
-        )
+        clip, accumulate = f"clip {schedule.clip:g}", f"accumulate {schedule.accumulate}"
         raise Unsupported(
-            f"{type(optimizer).__name__} steps within the backward pass, so no gradients are left for {setting}; "
-            "set task.clip=0 and task.accumulate=1 or take another optimizer"
+            f"{type(optimizer).__name__} steps within the backward pass, so no gradients are left "
+            f"for {clip if schedule.clip else accumulate}; set task.clip=0 and task.accumulate=1 "
+            "or take another optimizer"
         )
     warmup = round(schedule.warmup * schedule.steps)
-    scheduler = get_scheduler(
-        schedule.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=schedule.steps
-    )
+    scheduler = get_scheduler(schedule.schedule, optimizer, warmup, schedule.steps)
     for _ in range(done):
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # the steps were taken by the former optimizer
+        # torch warns where the schedule moves first, but the former optimizer took these steps
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # torch sets it, untyped
         scheduler.step()
     return optimizer, scheduler
+
+
+def _state(
+    run: Training,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    trained: set[str],
+) -> State:
+    """What `_go_on` needs: what training has changed, and what was measured so far."""
+    measured = {name: value for name, value in vars(run).items() if name != "model"}
+    return {**capture(model, optimizer, trained), "step": step, "measured": measured}
+
+
+def _go_on(
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[Batch],
+    schedule: Schedule,
+) -> Training:
+    """Put a state back, pass over the batches that were trained on, and take up its numbers."""
+    restore(state, model, optimizer)
+    for _ in range(state["step"] * schedule.accumulate):
+        next(batches)
+    restore_random(state)  # last: nothing may be drawn between here and the next step
+    run = Training(model, **state["measured"])
+    return replace(run, resumed_after=(*run.resumed_after, state["step"]))
 
 
 def step_fractions(steps: int, count: int) -> dict[int, float]:
@@ -211,9 +233,9 @@ def autocast(device: str, dtype: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def to_device(batch: Batch, device: str) -> Batch:
-    return (
-        batch if device == "cpu" else {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-    )
+    if device == "cpu":
+        return batch
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def now(device: str) -> float:

@@ -56,10 +56,10 @@ class Stop:
             raise SystemExit(RETRY)
 
 
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Every parameter's shape by name. Only a model that still has those of the attached one can be
-    resumed."""
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+def structure(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, int]:
+    """Every parameter's shape by name, and how many groups the optimizer has. Only a run whose
+    methods left both as they were can be resumed."""
+    return {n: tuple(p.shape) for n, p in model.named_parameters()}, len(optimizer.param_groups)
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer, trained: set[str]) -> State:
