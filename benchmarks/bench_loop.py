@@ -32,14 +32,14 @@ RATE, HEAD_RATE = 2e-4, 1e-3
 
 def load_batches() -> list[Batch]:
     task = plugins.get("tasks", "sentiment")
-    tokenizer = load_tokenizer(plugins.get("models", "minilm-l6").spec)
-    data = task_data.load_data({**task.spec, "folder": task.folder}, tokenizer, 48)
+    tokenizer = load_tokenizer(plugins.get("models", "minilm-l6").raw)
+    data = task_data.load_data({**task.raw, "folder": task.folder}, tokenizer, 48)
     assert data.collate is not None
     return list(collate.batches(data.train, data.collate, 16, STEPS, 0, True))
 
 
 def fresh_model() -> torch.nn.Module:
-    model = load_model(plugins.get("models", "minilm-l6").spec, "classification", 2, 0)
+    model = load_model(plugins.get("models", "minilm-l6").raw, "classification", 2, 0)
     mark_head(model, "classification")
     return model.train()
 

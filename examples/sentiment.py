@@ -19,11 +19,11 @@ from leantune.spec import plugins
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, DatasetDict]:
     """MiniLM with a head drawn from torch's generator, and 1,000 training and 300 test snippets of
     films, tokenized."""
-    checkpoint = source.fetch(plugins.get("models", "minilm-l6").spec["source"])
+    checkpoint = source.fetch(plugins.get("models", "minilm-l6").raw["source"])
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2)
     task = plugins.get("tasks", "sentiment")
-    rows = load_rows({**task.spec, "folder": task.folder})["all"]  # columns text and label
+    rows = load_rows({**task.raw, "folder": task.folder})["all"]  # columns text and label
     texts = Dataset.from_dict(rows).shuffle(seed=0).select(range(1300))
     examples = texts.map(
         lambda row: {

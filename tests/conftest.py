@@ -24,6 +24,6 @@ def minilm():
     from leantune.models.load import load_model
     from leantune.spec import plugins
 
-    model = load_model(plugins.get("models", "minilm-l6").spec, "classification", 2, 0)
+    model = load_model(plugins.get("models", "minilm-l6").raw, "classification", 2, 0)
     mark_head(model, "classification")
     return model.eval()

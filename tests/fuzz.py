@@ -29,7 +29,7 @@ from sample_records import ok, place
 from leantune import tabfiles
 from leantune.errors import BadInput
 from leantune.files import record
-from leantune.files.parse import read_yaml, validate
+from leantune.files.parse import check, read_yaml
 from leantune.files.text import csv_text
 from leantune.prediction import cards
 from leantune.results import calibration, decisions, leaderboard, overall, pareto, readme
@@ -41,6 +41,7 @@ from leantune.run import trials
 from leantune.spec import plugins as registry
 from leantune.spec.cells import STEP_TIME_KEY, cell_of_record, resolve_cell
 from leantune.spec.config import CALIBRATION_LIMITS, expand, load_config
+from leantune.spec.schema import FILES
 from leantune.spec.settings import parse_settings
 from leantune.spec.trials import chosen_settings, planned_trials
 
@@ -197,7 +198,7 @@ def read_plugin_yaml(text: str, folder: Path) -> None:
     spec = read_yaml(file)
     for schema in ("method", "task", "model", "config"):
         with contextlib.suppress(BadInput):
-            validate(spec, schema, file)
+            check(spec, FILES[schema], file)
     expand(load_config(file))
 
 
@@ -212,7 +213,7 @@ def read_plugin(spec: Any, folder: Path) -> None:
     file = folder / ("x.yaml" if kind == "models" else f"x/{kind[:-1]}.yaml")
     file.parent.mkdir(exist_ok=True)
     file.write_text(yaml.safe_dump(spec), encoding="utf-8")
-    validate(read_yaml(file), kind[:-1], file)
+    check(read_yaml(file), FILES[kind[:-1]], file)
 
 
 def read_words(words: tuple[str, list[str]], folder: Path) -> None:
@@ -421,7 +422,7 @@ def targets() -> dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, Path], N
     files = [*sorted(ROOT.glob("methods/*/method.yaml"))[:8], *sorted(ROOT.glob("config/*.yaml"))]
     kinds = ("methods", "tasks", "models")
     plugins = [
-        (kind, registry.get(kind, name).spec)
+        (kind, registry.get(kind, name).raw)
         for kind in kinds
         for name in list(registry.discover(kind))[:6]
     ]

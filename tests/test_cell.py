@@ -195,7 +195,7 @@ def test_an_exported_model_is_loaded_with_its_adapters_and_scores_as_recorded(tm
         "from transformers import AutoTokenizer\n"
         "settings = words.parse_settings(sys.argv[2:])\n"
         "cell = cells.resolve_cell('minilm-l6', 'sentiment', 'adapter', device='cpu', overrides=settings)\n"
-        "task = {**cell.task.spec, 'folder': cell.task.folder, 'splits': cell.splits}\n"
+        "task = {**cell.task.raw, 'folder': cell.task.folder, 'splits': cell.splits}\n"
         "loaded = load.load_data(task, AutoTokenizer.from_pretrained(sys.argv[1]), cell.training['length'])\n"
         "model = leantune.load(sys.argv[1])\n"
         "batches = collate.batches(loaded.test, loaded.collate, 32)\n"

@@ -46,7 +46,7 @@ def task(tmp_path):
 
 def real(name):
     plugin = plugins.get("tasks", name)
-    return {**plugin.spec, "folder": plugin.folder}
+    return {**plugin.raw, "folder": plugin.folder}
 
 
 # ------------------------------------------------------------------ files
@@ -331,7 +331,7 @@ def test_real_valence_ratings_and_sources():
 
 @pytest.mark.parametrize("name", ["dialogue", "tales"])
 def test_real_language_modelling_blocks(name):
-    tokenizer = load_tokenizer(plugins.get("models", "smollm2-135m").spec)
+    tokenizer = load_tokenizer(plugins.get("models", "smollm2-135m").raw)
     data = load_data(real(name), tokenizer, 64)
     assert {len(ids) for ids in data.train["input_ids"]} == {64}
     assert not set(data.train["text"]) & set(data.test["text"])
@@ -340,7 +340,7 @@ def test_real_language_modelling_blocks(name):
 def test_loading_writes_nothing_at_home(tmp_path):
     code = (
         "from leantune.spec import plugins; from leantune.data.load import load_data; t = plugins.get('tasks', 'sentiment');"
-        "print(len(load_data({**t.spec, 'folder': t.folder}, None, 8).train))"
+        "print(len(load_data({**t.raw, 'folder': t.folder}, None, 8).train))"
     )
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))

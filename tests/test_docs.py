@@ -1,7 +1,6 @@
 """The documentation: it builds, its commands parse, its links lead somewhere, and its tables name
 every key."""
 
-import json
 import os
 import re
 import shlex
@@ -14,8 +13,9 @@ import pytest
 import yaml
 
 from leantune.cli import new, parser
-from leantune.files.parse import validate
+from leantune.files.parse import check
 from leantune.spec import plugins
+from leantune.spec.schema import ModelFile, schema
 
 ROOT = plugins.roots()[0]
 PAGES = sorted([ROOT / "README.md", ROOT / "config" / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -168,13 +168,12 @@ def test_every_local_link_leads_somewhere(page):
     ("kind", "page"), [("method", "add-a-method"), ("task", "add-a-task"), ("model", "add-a-model")]
 )
 def test_the_page_names_every_key_of_the_schema_and_no_other(kind, page):
-    schema = json.loads((ROOT / "src" / "leantune" / "schemas" / f"{kind}.schema.json").read_text())
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     table = text[text.index("| key |") :].split("\n\n")[0]
     keys = {
         key for row in table.splitlines()[2:] for key in re.findall(r"`(\w+)`", row.split("|")[1])
     }
-    assert keys == set(schema["properties"])
+    assert keys == set(schema(kind)["properties"])
 
 
 @pytest.mark.parametrize("kind", ["method", "task"])
@@ -200,7 +199,7 @@ def test_what_new_makes_is_what_its_page_shows(kind, tmp_path):
 
 def test_the_model_shown_is_a_valid_one():
     (example,) = blocks(ROOT / "docs" / "add-a-model.md", "yaml")
-    validate(yaml.safe_load(example), "model", "docs/add-a-model.md")
+    check(yaml.safe_load(example), ModelFile, "docs/add-a-model.md")
 
 
 def test_every_public_name_of_the_reference_has_a_docstring():

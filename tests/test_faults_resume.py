@@ -139,7 +139,7 @@ def test_what_a_method_has_rebuilt_cannot_be_resumed_and_says_so(tmp_path):
 def test_a_method_that_promises_nothing_about_its_hooks_is_not_resumed(tmp_path, monkeypatch):
     from leantune.spec import plugins
 
-    monkeypatch.setitem(plugins.get("methods", "safe").spec, "resumable", False)
+    monkeypatch.setattr(plugins.get("methods", "safe").spec, "resumable", False)
     assert Run(tmp_path, "safe", {}).stopped(4) is None
 
 

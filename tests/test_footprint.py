@@ -442,7 +442,7 @@ PEAKS = {  # of torch 2.13 and transformers 5.23, fp32: encoders at 8 x 128, dec
 
 @functools.cache
 def figures(model: str, method: str) -> dict[str, Any]:
-    encoder = "masked_lm" in registry.get("models", model).spec["kinds"]
+    encoder = "masked_lm" in registry.get("models", model).spec.kinds
     return one.predict_names(model, method, batch=8 if encoder else 1, length=128)
 
 
@@ -472,7 +472,7 @@ def test_states_of_came_and_adamw_equal_papers_came_md() -> None:
 def test_states_of_factored_optimizers_equal_their_formulas() -> None:
     """CAME: 4 N_2d + 8 N_1d + 8 sum(rows + cols). Adafactor with momentum: one pair of vectors
     instead of two."""
-    spec = registry.get("models", "bert-base").spec
+    spec = registry.get("models", "bert-base").raw
     shapes = [p.shape for p in models.empty_model(spec, "classification", 2).parameters()]
     momentum = sum(4 * s.numel() if len(s) > 1 else 8 * s.numel() for s in shapes)
     vectors = sum(4 * sum(s) for s in shapes if len(s) > 1)

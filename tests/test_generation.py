@@ -209,8 +209,8 @@ def test_e2e_is_read_from_a_mirror(tmp_path, monkeypatch):
     write_e2e(tmp_path / "tuetschek" / "e2e_nlg")
     monkeypatch.setenv("LEANTUNE_MIRROR", str(tmp_path))
     task = plugins.get("tasks", "e2e")
-    tokenizer = load_tokenizer(plugins.get("models", "mini-gpt").spec)
-    data = load_data({**task.spec, "folder": task.folder, "splits": SIZES}, tokenizer, 192)
+    tokenizer = load_tokenizer(plugins.get("models", "mini-gpt").raw)
+    data = load_data({**task.raw, "folder": task.folder, "splits": SIZES}, tokenizer, 192)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [60, 6, 8]
     assert len(set(data.test["text"])) == 8
     for split in ("train", "validation", "test"):  # each from its own file

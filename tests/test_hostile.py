@@ -219,7 +219,7 @@ def test_a_config_with_such_a_model_must_name_it(
 ) -> None:
     home = tmp_path / "plugins" / "models"
     home.mkdir(parents=True)
-    spec = plugins.get("models", "minilm-l6").spec
+    spec = plugins.get("models", "minilm-l6").raw
     (home / "evil.yaml").write_text(
         yaml.safe_dump({**spec, "name": "evil", "trust_remote_code": True})
     )

@@ -23,16 +23,17 @@ from leantune.datasetfiles import read_dataset
 from leantune.errors import BadInput
 from leantune.fetch.cache import cache_folder
 from leantune.files import record
-from leantune.files.parse import validate
+from leantune.files.parse import check
 from leantune.models.load import load_model, load_tokenizer
 from leantune.prediction.metered_step import longest_batch
 from leantune.prediction.one import predict_names
 from leantune.spec import plugins
 from leantune.spec.hashes import task_hash
+from leantune.spec.schema import TaskFile
 
-TASKS = [name for name in plugins.discover("tasks") if "dataset" in plugins.get("tasks", name).spec]
-CLASSIFIED = [name for name in TASKS if plugins.get("tasks", name).spec["kind"] == "classification"]
-PAIRED = [name for name in TASKS if "pair" in plugins.get("tasks", name).spec["dataset"]]
+TASKS = [name for name in plugins.discover("tasks") if "dataset" in plugins.get("tasks", name).raw]
+CLASSIFIED = [name for name in TASKS if plugins.get("tasks", name).spec.kind == "classification"]
+PAIRED = [name for name in TASKS if "pair" in plugins.get("tasks", name).raw["dataset"]]
 SMALL = {"train": 30, "validation": 10, "test": 20, "seed": 0}
 # Training and scored examples of the real data sets.
 REAL = {
@@ -60,7 +61,7 @@ def mirror(tmp_path_factory):
 def own_cache(tmp_path_factory):
     """A cache that has the real one's packages, and keeps these small data sets out of it."""
     folder = tmp_path_factory.mktemp("cache")
-    load_tokenizer(plugins.get("models", "minilm-l6").spec)  # is there from here on
+    load_tokenizer(plugins.get("models", "minilm-l6").raw)  # is there from here on
     for entry in cache_folder().iterdir():
         if entry.is_dir() and re.fullmatch(r"[0-9a-f]{64}.*", entry.name):
             (folder / entry.name).symlink_to(entry)
@@ -78,12 +79,12 @@ def place(mirror, own_cache, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(plugins.get("models", "minilm-l6").spec)
+    return load_tokenizer(plugins.get("models", "minilm-l6").raw)
 
 
 def small(name, **change):
     plugin = plugins.get("tasks", name)
-    return {**plugin.spec, "folder": plugin.folder, "splits": SMALL, **change}
+    return {**plugin.raw, "folder": plugin.folder, "splits": SMALL, **change}
 
 
 # ------------------------------------------------------------------ every task
@@ -112,7 +113,7 @@ def test_every_task_loads_from_the_mirror(name, tokenizer):
 
 @pytest.mark.parametrize("name", REAL)
 def test_all_of_the_real_data_is_used_for_three_epochs(name):
-    spec = plugins.get("tasks", name).spec
+    spec = plugins.get("tasks", name).raw
     train, test = REAL[name]
     splits, training = spec["splits"], spec["training"]
     if name.startswith(
@@ -131,7 +132,7 @@ def test_labels_keep_the_numbers_and_names_of_the_hub(name, mirror):
     config = name.removeprefix("glue-")
     data = load_data(small(name), None, 8)
     assert list(data.label_names) == GLUE[config][1]
-    scored = plugins.get("tasks", name).spec["dataset"]["test"]
+    scored = plugins.get("tasks", name).raw["dataset"]["test"]
     rows = pq.read_table(
         mirror / "nyu-mll/glue" / config / f"{scored}-00000-of-00001.parquet"
     ).to_pydict()
@@ -223,7 +224,7 @@ def test_a_batch_pads_token_types_with_zero(tokenizer):
 
 
 def test_without_a_separator_a_pair_is_one_text_of_two_lines():
-    decoder = load_tokenizer(plugins.get("models", "mini-gpt").spec)
+    decoder = load_tokenizer(plugins.get("models", "mini-gpt").raw)
     data = load_data(small("glue-mrpc"), decoder, 64)
     row = data.train[0]
     assert decoder.decode(row["input_ids"]) == f"{row['text']}\n{row['pair']}"
@@ -308,7 +309,7 @@ def test_a_cell_on_pairs_runs_from_the_mirror_to_its_record(tmp_path, mirror):
 
 
 def changed(name, **block):
-    spec = plugins.get("tasks", name).spec
+    spec = plugins.get("tasks", name).raw
     return small(name, dataset={**spec["dataset"], **block})
 
 
@@ -390,15 +391,15 @@ def test_plain_files_need_no_readme(tmp_path):
     ("kind", "missing"), [("classification", "label"), ("causal_lm", "validation")]
 )
 def test_the_schema_asks_for_what_a_kind_needs(kind, missing):
-    spec = {**plugins.get("tasks", "glue-sst2").spec, "kind": kind}
+    spec = {**plugins.get("tasks", "glue-sst2").raw, "kind": kind}
     spec["dataset"] = {"text": "sentence", "train": "train", "test": "test"}
-    with pytest.raises(BadInput, match=f"'{missing}' is a required property"):
-        validate(spec, "task", "task.yaml")
+    with pytest.raises(BadInput, match=f"key 'dataset.{missing}' is missing, which {kind} needs"):
+        check(spec, TaskFile, "task.yaml")
 
 
 def test_the_task_hash_follows_the_dataset_block(tmp_path, monkeypatch):
     plugin = plugins.get("tasks", "glue-mrpc")
     other = dataclasses.replace(
-        plugin, spec={**plugin.spec, "dataset": {**plugin.spec["dataset"], "config": "rte"}}
+        plugin, raw={**plugin.raw, "dataset": {**plugin.raw["dataset"], "config": "rte"}}
     )
     assert task_hash(plugin, {}) != task_hash(other, {})

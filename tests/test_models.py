@@ -29,7 +29,7 @@ DEBERTA = {
 
 
 def spec(name):
-    return plugins.get("models", name).spec
+    return plugins.get("models", name).raw
 
 
 def shapes(model):

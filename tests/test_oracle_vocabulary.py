@@ -88,9 +88,9 @@ def test_real_texts_and_weights_from_counting_to_the_whole_embedding(
     minilm: Any, tmp_path: Path
 ) -> None:
     """Kept set, reduced matrix, training logits under dropout, and the whole matrix afterwards."""
-    names = load_tokenizer(plugins.get("models", "minilm-l6").spec)
+    names = load_tokenizer(plugins.get("models", "minilm-l6").raw)
     task = plugins.get("tasks", "sentiment")
-    found = load_data({**task.spec, "folder": task.folder}, names, 512)
+    found = load_data({**task.raw, "folder": task.folder}, names, 512)
     texts = [
         text for split in (found.train, found.validation, found.test) for text in split["text"]
     ]
@@ -156,7 +156,7 @@ def test_named_points_are_the_packages_usage_table(tmp_path: Path) -> None:
     table: dict[str, dict[str, float]] = {}
     for model, task, pruned in row.findall(about["description"]):
         table.setdefault(task, {})[families[model]] = round(1 - float(pruned) / 100, 4)
-    points = plugins.get("methods", "vocab_pruning").spec["points"]
+    points = plugins.get("methods", "vocab_pruning").spec.points
     assert len(points) == 8
     for name, point in points.items():
         shares = dict(table[name])
@@ -210,7 +210,7 @@ def test_row_ragged_batches(tmp_path: Path) -> None:
 def test_row_unseen_token_in_wordpiece(minilm: Any, tmp_path: Path) -> None:
     """With a reduced vocabulary the word is cut into other pieces, and nothing says so; ours names
     the token."""
-    names = load_tokenizer(plugins.get("models", "minilm-l6").spec)
+    names = load_tokenizer(plugins.get("models", "minilm-l6").raw)
     texts = ["a good film with a good story", "not good at all"]
     _, facts = theirs("unseen", minilm, names, tmp_path, texts, unseen="a good symphony")
     assert facts["before"] == ["a", "good", "symphony"]

@@ -86,7 +86,7 @@ def test_products_are_in_bf16_unless_asked(tmp_path: Path) -> None:
 
 def test_memory_is_predicted_without_weights() -> None:
     """bert-base's 72 maps hold 84,934,656 numbers: 4.13 bits in place of 32."""
-    spec = plugins.get("models", "bert-base").spec
+    spec = plugins.get("models", "bert-base").raw
     built = one.build(spec, stack("qlora"), small_context(Path(), probe=True), 2)
     assert all(t.is_meta for t in built.state_dict().values())
     lora, ours = (one.predict_names("bert-base", n, batch=1, length=32) for n in ("lora", "qlora"))

@@ -224,8 +224,7 @@ def test_a_method_page_says_what_it_is_what_was_inferred_and_how_to_repeat_its_r
     text = Page((published.parent / "methods" / "safe.html").read_text()).text
     spec = plugins.get("methods", "safe").spec
     assert all(
-        piece in text
-        for piece in (spec["summary"], spec["paper"]["title"], *spec["inferred"], *spec["params"])
+        piece in text for piece in (spec.summary, spec.paper.title, *spec.inferred, *spec.params)
     )
     with (ROOT / "results" / "tables" / "cells.csv").open() as file:
         commands = [row["command"] for row in csv.DictReader(file) if row["method"] == "safe"]

@@ -325,11 +325,11 @@ def squad(tmp_path, monkeypatch):
     write_squad(tmp_path / "rajpurkar" / "squad")
     monkeypatch.setenv("LEANTUNE_MIRROR", str(tmp_path))
     task = plugins.get("tasks", "squad")
-    return {**task.spec, "folder": task.folder, "splits": SIZES}
+    return {**task.raw, "folder": task.folder, "splits": SIZES}
 
 
 def test_squad_is_read_from_a_mirror(squad):
-    tokenizer = load_tokenizer(plugins.get("models", "minilm-l6").spec)
+    tokenizer = load_tokenizer(plugins.get("models", "minilm-l6").raw)
     data = load_data(squad, tokenizer, 40)
     counts = [len(set(split["example"])) for split in (data.train, data.validation, data.test)]
     assert counts == [45, 9, 12]

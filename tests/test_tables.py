@@ -454,7 +454,7 @@ def test_publish_copies_records_and_tables_and_keeps_other_machines(tmp_path):
 
 def test_schema_of_configs_names_the_key():
     with pytest.raises(
-        BadInput, match=r"cells\.0.*'method' was unexpected.*allowed: models, tasks, methods"
+        BadInput, match=r"key 'cells\.0\.method' is unknown; allowed: models, tasks, methods"
     ):
         load_config(
             {"cells": [{"models": ["m"], "tasks": ["t"], "methods": ["full"], "method": 1}]}

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -41,6 +41,9 @@ from leantune.spec.stacks import merged_spec, parse_stack
 from leantune.training.evaluation import mean_loss
 from leantune.training.loop import Schedule, Training, train
 from leantune.training.stack import Stack, load_method
+
+if TYPE_CHECKING:
+    from leantune.spec.schema import MethodFile
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(59)))
 STEPS, BATCH, LENGTH = 40, 8, 14
@@ -130,13 +133,13 @@ class Subject:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> MethodFile:
         return merged_spec(plugins.get("methods", self.name.partition("@")[0]))
 
     @property
     def family(self) -> str:
         """BERT where the method supports it."""
-        supported = self.spec.get("supports", {}).get("families", list(ARCHITECTURES))
+        supported = (self.spec.supports and self.spec.supports.families) or list(ARCHITECTURES)
         found = [name for name in ARCHITECTURES if name in supported]
         if not found:
             raise BadInput(
@@ -146,7 +149,10 @@ class Subject:
 
     @property
     def kind(self) -> str:
-        supported = self.spec.get("supports", {}).get("tasks", ["causal_lm", "classification"])
+        supported = (self.spec.supports and self.spec.supports.tasks) or [
+            "causal_lm",
+            "classification",
+        ]
         preferred = (
             ("causal_lm",)
             if self.family in ("llama", "gpt2")
@@ -267,12 +273,12 @@ def check_valid_yaml(subject: Subject) -> None:
     """`method.yaml` keeps to its schema, every point and search value is a setting, and `method.py`
     has one class."""
     spec = subject.spec
-    for point in [None, *spec.get("points", {})]:
+    for point in [None, *spec.points]:
         name = subject.name.partition("@")[0] + (f"@{point}" if point else "")
-        (part, *_) = [p for p in parse_stack(name, subject.kind) if p.plugin.name == spec["name"]]
-        unknown = set(spec.get("search", {})) - set(part.params)
+        (part, *_) = [p for p in parse_stack(name, subject.kind) if p.plugin.name == spec.name]
+        unknown = set(spec.search) - set(part.params)
         assert not unknown, f"method.yaml: `search` names '{min(unknown)}', which is no setting"
-    load_method(spec["name"])
+    load_method(spec.name)
 
 
 def check_deterministic_attach(subject: Subject) -> None:
@@ -280,7 +286,7 @@ def check_deterministic_attach(subject: Subject) -> None:
     same twice."""
     with tempfile.TemporaryDirectory() as folder:
         ctx = subject.context(Path(folder))
-        if subject.spec["slot"] == "control":
+        if subject.spec.slot == "control":
             control: Any = [subject.stack().control for _ in range(2)]
             one, two = (c.fit_predict(easy_data(subject.kind), ctx) for c in control)
             assert list(one) == list(two), "fit_predict gave other predictions the second time"
@@ -302,7 +308,7 @@ def check_deterministic_attach(subject: Subject) -> None:
 def check_only_declared_parameters_move(subject: Subject) -> None:
     """What `attach` left frozen stays bit for bit, and the optimizer gets all that is trainable and
     nothing else."""
-    stack = subject.stack("head" if subject.spec["slot"] in ("vocabulary", "optimizer") else None)
+    stack = subject.stack("head" if subject.spec.slot in ("vocabulary", "optimizer") else None)
     with tempfile.TemporaryDirectory() as folder:
         ctx = subject.context(Path(folder))
         model, data = _attached(stack, subject, ctx)
@@ -419,10 +425,10 @@ def checks_of(subject: Subject) -> list[Callable[[Subject], None]]:
     """The checks that apply: those of training only where the method trains, export only where
     there is a model."""
     spec = subject.spec
-    control = spec["slot"] == "control"
-    if "disabled" in spec:
+    control = spec.slot == "control"
+    if spec.disabled is not None:
         return [check_valid_yaml]
-    left_out = _TRAINING if control or not spec.get("trains", True) else set()
+    left_out = _TRAINING if control or not spec.trains else set()
     return [
         c
         for c in CHECKS

@@ -12,6 +12,6 @@ def run(arguments: Namespace) -> None:
         print(f"{kind}:")
         for name in sorted(plugins.discover(kind)):
             spec = plugins.get(kind, name).spec
-            what = spec.get("slot") or spec.get("kind") or spec["family"]
-            points = "".join(f" @{point}" for point in spec.get("points", {}))
-            print(f"  {name + points:<34} {what:<15} {spec['summary']}")
+            what = getattr(spec, {"methods": "slot", "tasks": "kind", "models": "family"}[kind])
+            points = "".join(f" @{point}" for point in getattr(spec, "points", ()))
+            print(f"  {name + points:<34} {what:<15} {spec.summary}")

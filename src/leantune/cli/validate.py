@@ -32,6 +32,8 @@ def run(arguments: Namespace) -> None:
 
 
 def _check(file: Path) -> None:
+    from leantune.spec.schema import FILES
+
     spec = parse.read_yaml(file)
     schema = {"method.yaml": "method", "task.yaml": "task"}.get(file.name)
     if schema is None and "architecture" in spec:
@@ -43,7 +45,7 @@ def _check(file: Path) -> None:
             f"{file}: neither a method.yaml, a task.yaml, a model nor a config; "
             "nothing to check it by"
         )
-    parse.validate(spec, schema, file)
+    parse.check(spec, FILES[schema], file)
     if schema in ("method", "task") and spec["name"] != file.parent.name:
         raise BadInput(
             f"{file}: key 'name' is '{spec['name']}' but the folder is called '{file.parent.name}'"

@@ -19,7 +19,7 @@ from typing import Any
 
 from leantune.errors import BadInput
 from leantune.fetch.cache import cache_folder, file_sha256, lock
-from leantune.files.parse import read_json, validate
+from leantune.files.parse import check, read_json
 from leantune.files.record import write_json
 
 # Weights in formats that torch does not read: with them, a hub repository is several times as
@@ -102,11 +102,13 @@ def _key(source: Mapping[str, Any]) -> str:
 
 
 def _read_lock() -> dict[str, dict[str, Any]]:
+    from leantune.files.schema import Lock
+
     file = lock_file()
     if not file.exists():
         return {}
     locked = read_json(file, "lock of sources")
-    validate(locked, "lock", file)
+    check(locked, Lock, file)
     return locked
 
 

@@ -1,23 +1,17 @@
-"""Read what others wrote, YAML and JSON, and check it against a schema: whatever is wrong is
+"""Read what others wrote, YAML and JSON, and check it against a model: whatever is wrong is
 `BadInput`."""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
-from referencing import Registry
-from referencing.jsonschema import DRAFT202012
 
 from leantune.errors import BadInput
 
-SCHEMAS = Path(__file__).parent / "schemas"
 _MOST_PARTS, _DEEPEST = 100_000, 50  # of a YAML file
 
 
@@ -84,47 +78,70 @@ def check_size(value: Any, where: Path | str) -> None:
         parts += [(one, depth + 1) for one in inside]
 
 
-def _items(
-    validator: Any, items: Any, instance: Any, schema: Any
-) -> Iterator[jsonschema.ValidationError]:
-    """The keyword `items`, at once where thousands of plain numbers (a record's predictions) are
-    what it asks for."""
-    if (
-        items == {"type": "number"}
-        and isinstance(instance, list)
-        and {*map(type, instance)} <= {int, float}
-    ):
-        return
-    yield from jsonschema.Draft202012Validator.VALIDATORS["items"](
-        validator, items, instance, schema
-    )
+UNKNOWN = "unknown_key"  # the kind of error of a key that a mapping does not have
+# What pydantic's kinds of error are called in a sentence: what the value is not, or how it is wrong.
+_TYPES = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+}
+_BOUNDS = {
+    "string_too_short": "is too short, it needs at least {min_length} characters",
+    "too_short": "is too short, it needs at least {min_length} of them",
+    "string_pattern_mismatch": "does not match '{pattern}'",
+    "literal_error": "is not {expected}",
+    "greater_than": "is too small, it must be above {gt}",
+    "greater_than_equal": "is too small, it must be at least {ge}",
+    "less_than_equal": "is too large, it must be at most {le}",
+}
 
 
-_Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"items": _items})
+def check(value: Any, model: Any, where: Path | str) -> Any:
+    """The value as a pydantic `model`. Raises BadInput with one sentence: the file, the key, what
+    was given and what is allowed."""
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        # A misspelt key is missing under its right name, too: the misspelling says more.
+        errors.sort(key=lambda one: one["type"] != UNKNOWN)
+        key = _key(errors[0], value)
+        message = _sentence([one for one in errors if _key(one, value) == key])
+        raise BadInput(f"{where}: key '{key}'{message}" if key else f"{where}{message}") from None
 
 
-@functools.cache
-def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    # Without a `$schema` of their own, so that what they refer to is checked by _Validator too.
-    schemas = [
-        (path.name, DRAFT202012.create_resource(json.loads(path.read_text())))
-        for path in SCHEMAS.glob("*.json")
-    ]
-    registry: Registry = Registry().with_resources(schemas)
-    return _Validator({"$ref": f"{schema}.schema.json"}, registry=registry)
+def _key(error: Any, value: Any) -> str:
+    """The dotted path of the key that is wrong; pydantic also names members of unions on the way."""
+    path = []
+    for step in error["loc"]:
+        inside = step in value if isinstance(value, dict) else isinstance(value, list)
+        if inside and (isinstance(value, dict) or isinstance(step, int)):
+            value = value[step]
+        elif error["type"] != "missing" or step != error["loc"][-1]:
+            continue
+        path.append(str(step))
+    return ".".join([*path, *error.get("ctx", {}).get("inside", ())])
 
 
-def validate(spec: Any, schema: str, where: Path | str) -> None:
-    """Raise BadInput naming the file, the key and what is allowed, at the first violation of the
-    schema."""
-    error = jsonschema.exceptions.best_match(_validator(schema).iter_errors(spec))
-    if error is None:
-        return
-    key = ".".join(str(p) for p in error.absolute_path) or "(top level)"
-    message = error.message
-    if error.validator == "additionalProperties" and isinstance(error.schema, dict):
-        message += f"; allowed: {', '.join(error.schema.get('properties', {}))}"
-    raise BadInput(f"{where}: key '{key}': {message[:600]}")
+def _sentence(errors: list[Any]) -> str:
+    """What is wrong with one key. The members of a union each have an error; their types join."""
+    types = [_TYPES[one["type"]] for one in errors if one["type"] in _TYPES]
+    first = next((one for one in errors if one["type"] not in _TYPES), errors[0])
+    given = repr(first["input"])
+    given = given if len(given) <= 80 else f"{given[:77]}..."
+    if first["type"] == "missing":
+        return " is missing"
+    if first["type"] in _TYPES:
+        return f": {given} is not {' or '.join(dict.fromkeys(types))}"
+    if first["type"] in _BOUNDS:
+        return f": {given} {_BOUNDS[first['type']].format(**first['ctx'])}"
+    return first["ctx"]["message"] if "ctx" in first else f": {first['msg']}"
 
 
 def read_json(path: Path, what: str = "file") -> Any:

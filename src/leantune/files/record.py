@@ -1,4 +1,4 @@
-"""The record: one JSON file per cell, checked against a schema, written whole or not at all."""
+"""The record: one JSON file per cell, checked against a model, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from leantune.errors import BadInput
-from leantune.files.parse import read_json, validate
+from leantune.files.parse import check, read_json
 
 Record = Mapping[str, Any]
 STATUSES = ("ok", "oom", "timeout", "diverged", "unsupported", "error")
@@ -69,9 +69,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Validate against schemas/record.schema.json, then write atomically. Raises BadInput where it
-    does not fit."""
-    validate(record, "record", f"record for {path}")
+    """Check as RecordFile, then write atomically. Raises BadInput where it does not fit."""
+    _check(record, f"record for {path}")
     write_json(path, record)
 
 
@@ -81,8 +80,14 @@ def read_record(path: Path) -> Record:
         record = read_json(path, "record")
     except BadInput as error:
         raise BadInput(f"{error}; delete it and run its cell again") from error
-    validate(record, "record", path)
+    _check(record, path)
     return record
+
+
+def _check(record: Record, where: Path | str) -> None:
+    from leantune.files.schema import RecordFile
+
+    check(record, RecordFile, where)
 
 
 def read_records(folder: Path) -> Iterator[tuple[Path, Record | BadInput]]:

@@ -236,7 +236,7 @@ def _bpe_folder(spec: Mapping[str, Any]) -> Path:
     from leantune.spec import plugins
 
     task = plugins.get("tasks", "pretrain")
-    texts = load_rows({**task.spec, "folder": task.folder})["all"]["text"]
+    texts = load_rows({**task.raw, "folder": task.folder})["all"]["text"]
     vocabulary, masked = spec["architecture"]["vocab_size"], "masked_lm" in spec["kinds"]
     names = (
         dict(_MASKED_TOKENS)

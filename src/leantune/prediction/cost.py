@@ -194,13 +194,13 @@ def _ask(cell: Cell) -> many.Ask:
 def _declared(part: Part, task: str) -> dict[str, Any]:
     """A part's settings. Without data a vocabulary must be declared: a point called as the task is
     (`sst2` for `glue-sst2`) holds what was published about its data."""
-    published = part.plugin.spec.get("points", {}).get(task.rpartition("-")[2], {})
+    published = part.plugin.spec.points.get(task.rpartition("-")[2], {})
     return {**part.params, **(published if part.slot == "vocabulary" and not part.point else {})}
 
 
 def _key(cell: Cell, ask: many.Ask) -> str:
     """What a prediction depends on; equal keys share one."""
-    kind = cell.task.spec["kind"]
+    kind = cell.task.spec.kind
     return json.dumps(
         [ask.model, ask.method, kind, ask.words["settings"], ask.words["training"]], sort_keys=True
     )
@@ -236,7 +236,7 @@ def _row(item: Item, answer: Row | None, gpu: str, efficiency: float, limit: int
         2, training["accumulate"]
     )  # of a micro-batch, there and back
     step = round(a_pass * training["accumulate"])
-    trains = all(part.plugin.spec.get("trains", True) for part in cell.parts)
+    trains = all(part.plugin.spec.trains for part in cell.parts)
     forward = a_pass / _micro_batch(cell) / (3 if trains else 1)  # of an example
     flops = (training["steps"] * step if trains else 0) + round(forward * _evaluated(item))
     peak = 1e12 * cards.PEAK_TFLOPS[gpu][training["dtype"]]

@@ -117,18 +117,19 @@ def predict_names(
     started = time.perf_counter()
     plugin = plugins.get("models", model)
     of_task: Mapping[str, Any] = {}
+    kind: str
     if task is not None:
         task_plugin = plugins.get("tasks", task)
-        of_task, kind = task_plugin.spec["training"], task_plugin.spec["kind"]
-        pairs = "pair" in task_plugin.spec.get("dataset", {})
+        of_task, kind = task_plugin.raw["training"], task_plugin.spec.kind
+        pairs = bool(task_plugin.spec.dataset and task_plugin.spec.dataset.pair)
     else:
-        kind, pairs = _default_kind(plugin.spec, head), False
+        kind, pairs = _default_kind(plugin.raw, head), False
     training = {**TRAINING_DEFAULTS, **of_task, **(training or {})}
     batch = training.get("batch") if batch is None else batch
     length = training.get("length") if length is None else length
     if batch is None or length is None:
         raise BadInput("give --task, or --batch and --seq")
-    _check_shape(plugin.spec, batch, length)
+    _check_shape(plugin.raw, batch, length)
     parts = parse_stack(method, kind, settings)
     if parts[0].slot == "control":
         raise BadInput(f"'{method}' is a control without a model; there is nothing to predict")
@@ -138,7 +139,7 @@ def predict_names(
     stack = Stack(parts)
     ctx = Context(
         kind=kind,
-        family=plugin.spec["family"],
+        family=plugin.spec.family,
         steps=STEPS,
         head_lr=training["head_lr"],
         seed=0,
@@ -155,7 +156,7 @@ def predict_names(
     probe = Probe(stack, schedule, ctx, (batch, length))
 
     def predicted(device: str) -> tuple[nn.Module, dict[str, Any]]:
-        built = build(plugin.spec, stack, ctx, 2, None, device, pretraining=head == "pretraining")
+        built = build(plugin.raw, stack, ctx, 2, None, device, pretraining=head == "pretraining")
         if training["checkpointing"]:
             enable_checkpointing(built)
         if dtype == "bf16":
@@ -166,7 +167,7 @@ def predict_names(
     try:
         built, reading = predicted("meta")
     except Unsupported as error:
-        _check_room(plugin.spec, str(error))
+        _check_room(plugin.raw, str(error))
         built, reading = predicted("cpu")
     return {
         "model": model,
@@ -196,7 +197,7 @@ def largest_shapes(budget: int, model: str, method: str, **words: Any) -> dict[s
         **_task_shape(words.get("task")),
         **{k: v for k, v in words.items() if v},
     }
-    longest = positions(plugins.get("models", model).spec)
+    longest = positions(plugins.get("models", model).raw)
     found: dict[str, Any] = {"budget_bytes": budget}
     for name, other, limit in (("batch", "length", None), ("length", "batch", longest)):
         if other not in words and not words.get("task"):
@@ -227,7 +228,7 @@ def largest_batches(budgets: Sequence[int], model: str, method: str, **words: An
 
 
 def _task_shape(task: str | None) -> dict[str, int]:
-    training = plugins.get("tasks", task).spec["training"] if task else {}
+    training = plugins.get("tasks", task).raw["training"] if task else {}
     return {name: training[name] for name in ("batch", "length") if name in training}
 
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leantune import MEASUREMENT_VERSION
 from leantune.errors import BadInput
@@ -28,6 +28,9 @@ from leantune.spec import plugins
 from leantune.spec.hashes import model_hash, stack_hash
 from leantune.spec.plugins import Plugin
 from leantune.spec.stacks import Part, merged_spec, parse_stack, stack_name
+
+if TYPE_CHECKING:
+    from leantune.spec.schema import ModelFile
 
 FILE = Path("tables", "footprint.csv")  # below a run's folder, and below the published results
 KEY = ("model", "method", "kind", "batch", "seq", "dtype")
@@ -66,7 +69,7 @@ COLUMNS = [
 class Entry:
     """One row of the table: a stack on a model, for a kind of task, at a shape and dtype."""
 
-    model: Plugin
+    model: Plugin[ModelFile]
     parts: tuple[Part, ...]
     kind: str
     batch: int
@@ -93,12 +96,13 @@ class Entry:
         """What the prediction depends on: the stack's and the model's files, the shape, what it is
         computed with."""
         supports = [
-            {k: merged_spec(p.plugin).get(k) for k in ("supports", "disabled")} for p in self.parts
+            {"supports": s.supports and s.supports.given(), "disabled": s.disabled}
+            for s in [merged_spec(part.plugin) for part in self.parts]
         ]
         facts = [
             stack_hash(self.parts),
             model_hash(self.model),
-            self.model.spec["kinds"],
+            self.model.spec.kinds,
             supports,
             self.kind,
             self.batch,

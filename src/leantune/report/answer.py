@@ -110,8 +110,6 @@ def evidence_name(method: str) -> str:
         name, _, _ = part.partition("@")
         known = name in plugins.discover("methods")
         found.append(
-            name
-            if known and plugins.get("methods", name).spec.get("slot") == "vocabulary"
-            else part
+            name if known and plugins.get("methods", name).spec.slot == "vocabulary" else part
         )
     return "+".join(found)

@@ -158,4 +158,4 @@ def slug(name: str) -> str:
 
 def kind_of(task: str) -> str | None:
     """classification, causal_lm, ...; None for a task that is not installed here."""
-    return plugins.get("tasks", task).spec["kind"] if task in plugins.discover("tasks") else None
+    return plugins.get("tasks", task).spec.kind if task in plugins.discover("tasks") else None

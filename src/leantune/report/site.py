@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair
 import jinja2
@@ -33,6 +33,9 @@ from leantune.report.charts import Chart
 from leantune.report.data import Group, Results, Row, read_results, slug
 from leantune.spec import plugins
 from leantune.spec.stacks import plugin_names
+
+if TYPE_CHECKING:
+    from leantune.spec.schema import MethodFile
 
 HERE = Path(__file__).parent
 VEGA_LITE = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
@@ -54,20 +57,21 @@ def write_report(results: Path, out: Path) -> Path:
         "tables": _datatables(),
         "page": inline((HERE / "page.js").read_text(encoding="utf-8")),
     }
-    names = sorted(_methods(read))
+    specs = {name: _spec(name) for name in sorted(_methods(read))}
+    summaries = {name: spec.summary if spec else "" for name, spec in specs.items()}
     page = (
         _environment()
         .get_template("index.html.j2")
         .render(
             overview=sentences.overview(read),
-            choices=answer.choices(read, {name: _spec(name).get("summary", "") for name in names}),
+            choices=answer.choices(read, summaries),
             groups=groups,
             tables=overview,
             footprint=charts.footprint(read.tables["footprint"]),
             environment=_environment_facts(read),
             methods=[
-                {"name": name, "slug": slug(name), "summary": _spec(name).get("summary", "")}
-                for name in names
+                {"name": name, "slug": slug(name), "summary": summary}
+                for name, summary in summaries.items()
             ],
             links=links,
             scripts=scripts,
@@ -80,7 +84,7 @@ def write_report(results: Path, out: Path) -> Path:
         )
     )
     write_text(out / "index.html", page)
-    for name in names:
+    for name in specs:
         write_text(out / "methods" / f"{slug(name)}.html", _method_page(name, read, links))
     return out / "index.html"
 
@@ -238,9 +242,9 @@ def _methods(read: Results) -> set[str]:
     }
 
 
-def _spec(method: str) -> dict[str, Any]:
+def _spec(method: str) -> MethodFile | None:
     known = method in plugins.discover("methods")
-    return plugins.get("methods", method).spec if known else {}
+    return plugins.get("methods", method).spec if known else None
 
 
 def _method_page(method: str, read: Results, links: Links) -> str:
@@ -248,7 +252,7 @@ def _method_page(method: str, read: Results, links: Links) -> str:
         return [row for row in read.tables[name] if method in plugin_names(row["method"])]
 
     spec = _spec(method)
-    arxiv = str(spec.get("paper", {}).get("arxiv", ""))
+    arxiv = (spec and spec.paper.arxiv) or ""
     runs = sorted(
         about("cells"),
         key=lambda r: (r["model"], r["task"], r["key"], r["method"], r["seed"], r["trial"]),

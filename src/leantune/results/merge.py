@@ -107,7 +107,7 @@ def _checked(path: Path, file: str, source: Path, allow_dirty: bool) -> Record:
             f"measured with {what}; measure on a clean checkout, or merge with --allow-dirty"
         )
     if record["status"] == "ok":
-        _check_score(record, cell_of_record(record).task.spec["metric"])
+        _check_score(record, cell_of_record(record).task.raw["metric"])
     return record
 
 

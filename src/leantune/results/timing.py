@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from leantune.errors import BadInput
-from leantune.files.parse import read_json, validate
+from leantune.files.parse import check, read_json
 from leantune.spec.cells import STEP_TIME_KEY
 
 
 def read_comparisons(folder: Path) -> list[dict[str, Any]]:
     """What `compare` found, from every file below a folder. Raises BadInput naming a damaged one."""
+    from leantune.files.schema import Comparison
+
     found = []
     for file in sorted(folder.rglob("*.json")):
         try:
             found.append(read_json(file))
-            validate(found[-1], "comparison", file)
+            check(found[-1], Comparison, file)
         except BadInput as error:
             raise BadInput(f"{error}; delete it and run `leantune compare` again") from error
     return found

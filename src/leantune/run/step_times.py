@@ -56,7 +56,7 @@ def compare(
         )
     jobs = []
     for method in methods:
-        mine = settings_of_stack(settings, method, plugins.get("tasks", task).spec["kind"])
+        mine = settings_of_stack(settings, method, plugins.get("tasks", task).spec.kind)
         job = resolve_cell(model, task, method, device=device, overrides={**TIMED_SETTINGS, **mine})
         parts = tuned_parts(job, {one["method"] for one in choices})
         chosen = chosen_settings(job, [one for one in choices if one["method"] in parts])

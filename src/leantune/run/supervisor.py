@@ -52,7 +52,7 @@ def run(
     _check_writable(out)
     started, clock = time.time(), time.monotonic()
     kept = out.with_name(f".{out.name}.checkpoint")
-    reason = unsupported_reason(cell.parts, cell.model, cell.task.spec["kind"], cell.device)
+    reason = unsupported_reason(cell.parts, cell.model, cell.task.spec.kind, cell.device)
     if reason is not None:
         result: dict[str, Any] = {"status": "unsupported", "reason": reason}
     else:
@@ -300,8 +300,8 @@ def _resolve_arguments(cell: Cell) -> dict[str, Any]:
 def _record(cell: Cell, result: dict[str, Any], started: float, command: list[str]) -> Record:
     points = [p.point for p in cell.parts if p.point]
     when = datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds")
-    sources = [cell.task.spec["source"]] + (
-        [] if cell.model_name == "none" else [cell.model.spec["source"]]
+    sources = [cell.task.raw["source"]] + (
+        [] if cell.model_name == "none" else [cell.model.raw["source"]]
     )
     known = ("memory", "parameters", "time", "quality", "inference", "size", "details")
     return {

@@ -18,7 +18,7 @@ from typing import Any
 
 from leantune.errors import RETRY, BadInput
 from leantune.files import record
-from leantune.files.parse import read_json, validate
+from leantune.files.parse import check, read_json
 from leantune.run import supervisor
 from leantune.spec import plugins
 from leantune.spec.cells import Cell, resolve_cell
@@ -45,7 +45,7 @@ def default_grid(method: str) -> dict[str, list[Any]]:
     grid = {
         f"{name}.{param}": values
         for name in plugin_names(method)
-        for param, values in plugins.get("methods", name).spec.get("search", {}).items()
+        for param, values in plugins.get("methods", name).spec.search.items()
     }
     if not grid:
         raise BadInput(
@@ -149,9 +149,11 @@ def choice(records: Sequence[record.Record]) -> dict[str, Any]:
 
 def read_choice(file: Path) -> dict[str, Any]:
     """What `choice` wrote. Raises BadInput naming a file that is something else."""
+    from leantune.files.schema import Choice
+
     try:
         found = read_json(file)
-        validate(found, "choice", file)
+        check(found, Choice, file)
     except BadInput as error:
         raise BadInput(
             f"{error}: not a choice of settings; make it with `leantune choose`"
@@ -168,7 +170,7 @@ def _settings_of(row: record.Record) -> dict[str, Any]:
 
 
 def _kind(row: record.Record) -> str:
-    return str(plugins.get("tasks", row["cell"]["task"]).spec["kind"])
+    return plugins.get("tasks", row["cell"]["task"]).spec.kind
 
 
 def describe(grid: Grid, done: list[Cell], records: list[record.Record]) -> str:

@@ -94,17 +94,17 @@ def run_cell(
     if stack.control is not None:
         return _run_control(cell, stack, folder, phases)
     spec = {
-        **cell.model.spec,
+        **cell.model.raw,
         "folder": cell.model.folder,
     }  # a local source is relative to its file
-    kind, training = cell.task.spec["kind"], cell.training
+    kind, training = cell.task.spec.kind, cell.training
     torch.manual_seed(cell.seed)
     result: dict[str, Any] = {}
     with phases("data"):
         tokenizer = load_tokenizer(spec)
         data = datasets_.load_data(
             {
-                **cell.task.spec,
+                **cell.task.raw,
                 "folder": cell.task.folder,
                 "splits": cell.splits,
                 "training": training,
@@ -296,7 +296,7 @@ def _score(
     model: nn.Module, data: Data, cell: Cell, split: str, inference: Inference | None = None
 ) -> tuple[float, dict[str, float | None], list[float], list[float]]:
     """(score, all metrics, predictions, references) on a split."""
-    metric = cell.task.spec["metric"]
+    metric = cell.task.raw["metric"]
     predictions, references = evaluation.predict(
         model, data, split, cell.training, cell.device, inference
     )
@@ -332,7 +332,7 @@ def _quality_entry(
     references: list[float],
     curve: list[dict[str, float]],
 ) -> dict[str, Any]:
-    metric = cell.task.spec["metric"]
+    metric = cell.task.raw["metric"]
     better = (lambda a, b: a >= b) if metric["higher_is_better"] else (lambda a, b: a <= b)
     target = metric.get("target")
     reached = next((p for p in curve if target is not None and better(p["value"], target)), None)
@@ -354,7 +354,7 @@ def _run_control(cell: Cell, stack: Stack, folder: Path, phases: Phases) -> dict
     """A control without a model: fit on the training texts, predict the test's."""
     with phases("data"):
         data = datasets_.load_data(
-            {**cell.task.spec, "folder": cell.task.folder, "splits": cell.splits},
+            {**cell.task.raw, "folder": cell.task.folder, "splits": cell.splits},
             None,
             cell.training["length"],
         )
@@ -372,7 +372,7 @@ def _run_control(cell: Cell, stack: Stack, folder: Path, phases: Phases) -> dict
     with phases("training"):
         predictions = [float(p) for p in stack.control.fit_predict(data, ctx)]  # type: ignore[union-attr]
     references = [float(y) for y in data.test["label"]]
-    metric = cell.task.spec["metric"]
+    metric = cell.task.raw["metric"]
     values = metrics.compute(metric["module"], predictions, references)
     quality = _quality_entry(
         cell, _finite(values[metric["score"]]), values, predictions, references, []

@@ -14,11 +14,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leantune import MEASUREMENT_VERSION
 from leantune.errors import BadInput
-from leantune.files import parse
+from leantune.files.parse import check
 from leantune.files.record import Record
 from leantune.machine.gpus import hardware_name, resolve_device
 from leantune.spec import plugins
@@ -26,6 +26,9 @@ from leantune.spec.hashes import model_hash, stack_hash, task_hash
 from leantune.spec.plugins import Plugin
 from leantune.spec.settings import recorded_settings
 from leantune.spec.stacks import Part, parse_stack, stack_name
+
+if TYPE_CHECKING:
+    from leantune.spec.schema import ModelFile, TaskFile
 
 STEP_TIME_KEY = (
     "hardware",
@@ -54,8 +57,8 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 class Cell:
     """One run: model x task x stack x seed, every setting resolved."""
 
-    model: Plugin
-    task: Plugin
+    model: Plugin[ModelFile]
+    task: Plugin[TaskFile]
     parts: tuple[Part, ...]
     seed: int
     trial: int | None
@@ -121,7 +124,7 @@ class Cell:
     def memory_estimate(self) -> int:
         """Bytes of host memory to ask a scheduler for: a coarse upper bound, 16 bytes a parameter
         and 1.5 GiB."""
-        parameters = 0 if self.model_name == "none" else int(self.model.spec["parameters"])
+        parameters = 0 if self.model_name == "none" else self.model.spec.parameters
         return int(1.5 * 2**30) + 16 * parameters
 
     def command(self, out: str = "FILE") -> list[str]:
@@ -141,9 +144,7 @@ class Cell:
         for key, value in self.overrides.items():
             words += ["--set", f"{key}={json.dumps(value)}"]
         words += (
-            ["--trust-remote-code", self.model.name]
-            if self.model.spec.get("trust_remote_code")
-            else []
+            ["--trust-remote-code", self.model.name] if self.model.spec.trust_remote_code else []
         )
         words += ["--flatness", str(self.flatness)] if self.flatness else []
         return [*words, "--out", out]
@@ -167,8 +168,8 @@ def resolve_cell(
     overrides = dict(overrides or {})
     task_plugin = plugins.get("tasks", task)
     own = {k.removeprefix("task."): v for k, v in overrides.items() if k.startswith("task.")}
-    splits = {"seed": 0, **task_plugin.spec["splits"]}
-    training = {**TRAINING_DEFAULTS, **task_plugin.spec["training"]}
+    splits = {"seed": 0, **task_plugin.raw["splits"]}
+    training = {**TRAINING_DEFAULTS, **task_plugin.raw["training"]}
     for key, value in own.items():
         target = splits if key in ("train", "validation", "test", "seed") else training
         if key not in splits and key not in training:
@@ -179,7 +180,7 @@ def resolve_cell(
     if own:
         _check_settings(task_plugin.file, task, json.dumps([splits, training], sort_keys=True))
     for_methods = {k: v for k, v in overrides.items() if not k.startswith("task.")}
-    parts = parse_stack(method, task_plugin.spec["kind"], for_methods)
+    parts = parse_stack(method, task_plugin.spec.kind, for_methods)
     device = resolve_device(device)
     return Cell(
         plugins.get("models", model),
@@ -200,9 +201,11 @@ def resolve_cell(
 def _check_settings(file: Path, task: str, settings: str) -> None:
     """Raise BadInput for splits or training settings that a task.yaml could not have; seeds share
     one check."""
+    from leantune.spec.schema import TaskFile
+
     splits, training = json.loads(settings)
-    resolved = {**plugins.get("tasks", task).spec, "splits": splits, "training": training}
-    parse.validate(resolved, "task", f"task '{task}' with --set")
+    resolved = {**plugins.get("tasks", task).raw, "splits": splits, "training": training}
+    check(resolved, TaskFile, f"task '{task}' with --set")
 
 
 def short_key(key: Mapping[str, Any], task_hash: str) -> str:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leantune.errors import BadInput
-from leantune.files import parse
-from leantune.files.parse import check_size, read_yaml
+from leantune.files.parse import check, check_size, read_yaml
 from leantune.spec import plugins
 from leantune.spec.cells import Cell, resolve_cell
 from leantune.spec.settings import settings_of_stack
@@ -63,13 +62,13 @@ def settings_for(
     if "epochs" in block:
         if "task.steps" in block.get("set", {}):
             raise BadInput("config: a block has both 'epochs' and 'task.steps'; drop one of them")
-        train = settings.get("task.train", spec["splits"]["train"])
-        batch = settings.get("task.batch", spec["training"]["batch"])
+        train = settings.get("task.train", spec.splits.train)
+        batch = settings.get("task.batch", spec.training.batch)
         if (
             isinstance(train, int) and isinstance(batch, int) and batch > 0
         ):  # else `resolve` says what is wrong
             settings["task.steps"] = -(-block["epochs"] * train // batch)
-    return settings_of_stack(settings, method, spec["kind"])
+    return settings_of_stack(settings, method, spec.kind)
 
 
 def load_config(source: Path | Mapping[str, Any], grid: str | None = None) -> dict[str, Any]:
@@ -79,10 +78,12 @@ def load_config(source: Path | Mapping[str, Any], grid: str | None = None) -> di
     the config has. With `grid`, or the config's key of that name, those of other grids are left
     out, here and in `timing`.
     """
+    from leantune.spec.schema import ConfigFile
+
     given = read_yaml(source) if isinstance(source, Path) else dict(source)
     where = source if isinstance(source, Path) else "config"
     check_size(given, "config")
-    parse.validate(given, "config", where)
+    check(given, ConfigFile, where)
     grids, of_file = given.pop("grids", None), given.pop("grid", None)
     chosen = grid or of_file
     if grids is not None:

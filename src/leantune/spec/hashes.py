@@ -14,7 +14,7 @@ from leantune.spec.plugins import Plugin
 from leantune.spec.stacks import Part
 
 if TYPE_CHECKING:
-    pass
+    from leantune.spec.schema import ModelFile, TaskFile
 
 
 def _digest(*chunks: bytes | str) -> str:
@@ -40,7 +40,7 @@ def _method_code_hash(plugin_file: Path, base: str | None) -> str:
 
 def _base_hash(name: str) -> str:
     plugin = plugins.get("methods", name)
-    return _method_code_hash(plugin.file, plugin.spec.get("base"))
+    return _method_code_hash(plugin.file, plugin.spec.base)
 
 
 def stack_hash(parts: tuple[Part, ...]) -> str:
@@ -51,7 +51,7 @@ def stack_hash(parts: tuple[Part, ...]) -> str:
         chunks += [
             part.name,
             settings,
-            _method_code_hash(part.plugin.file, part.plugin.spec.get("base")),
+            _method_code_hash(part.plugin.file, part.plugin.spec.base),
         ]
     return _digest(*chunks)
 
@@ -61,13 +61,13 @@ def _folder_code_hash(folder: Path) -> str:
     return _digest(*_code(folder))
 
 
-def task_hash(task: Plugin, settings: Mapping[str, Any]) -> str:
+def task_hash(task: Plugin[TaskFile], settings: Mapping[str, Any]) -> str:
     """Hash of a task's data definition, loader code and resolved training settings."""
     keep = {
-        k: task.spec[k] for k in ("kind", "source", "files", "dataset", "metric") if k in task.spec
+        k: task.raw[k] for k in ("kind", "source", "files", "dataset", "metric") if k in task.raw
     }
     keep["metric"] = {k: v for k, v in keep["metric"].items() if k != "target"}
-    code = _folder_code_hash(loader_folder(task.spec, task.folder))
+    code = _folder_code_hash(loader_folder(task.raw, task.folder))
     return _digest(json.dumps([keep, settings], sort_keys=True), code)
 
 
@@ -77,7 +77,7 @@ def loader_folder(spec: Mapping[str, Any], folder: Path) -> Path:
     return plugins.get("tasks", spec["loader"]).folder if "loader" in spec else folder
 
 
-def model_hash(model: Plugin) -> str:
+def model_hash(model: Plugin[ModelFile]) -> str:
     """Hash of where a model's weights come from and of its architecture."""
-    keep = {k: model.spec[k] for k in ("family", "source", "architecture")}
+    keep = {k: model.raw[k] for k in ("family", "source", "architecture")}
     return _digest(json.dumps(keep, sort_keys=True))

@@ -16,23 +16,27 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from leantune.errors import BadInput
-from leantune.files.parse import read_yaml, validate
+from leantune.files.parse import check, read_yaml
 
 if TYPE_CHECKING:
-    pass
+    from leantune.spec.schema import MethodFile, ModelFile, TaskFile
+
+Spec = TypeVar("Spec")  # what a kind of plugin declares: MethodFile, ...
 
 
 @dataclass(frozen=True)
-class Plugin:
-    """One method, task or model: its parsed YAML and where it was found."""
+class Plugin(Generic[Spec]):
+    """One method, task or model: its YAML file, as the typed `spec` that the harness reads and as
+    the `raw` mapping, byte for byte what the file says, that hashes and plugins take."""
 
     kind: str  # methods | tasks | models
     name: str
     file: Path  # the YAML
-    spec: dict[str, Any]
+    spec: Spec
+    raw: dict[str, Any]
 
     @property
     def folder(self) -> Path:
@@ -98,31 +102,30 @@ def discover(kind: str) -> dict[str, Path]:
 
 
 @functools.cache
-def _load(kind: str, file: Path) -> Plugin:
-    spec = read_yaml(file)
-    validate(spec, kind[:-1], file)
+def _load(kind: str, file: Path) -> Plugin[Any]:
+    from leantune.spec.schema import FILES
+
+    raw = read_yaml(file)
+    spec = check(raw, FILES[kind[:-1]], file)
     name = file.stem if kind == "models" else file.parent.name
-    if spec["name"] != name:
+    if raw["name"] != name:
         raise BadInput(
-            f"{file}: key 'name' is '{spec['name']}' but the folder or file is called '{name}'"
+            f"{file}: key 'name' is '{raw['name']}' but the folder or file is called '{name}'"
         )
-    unknown = (
-        set(spec.get("sources", ())) - set(spec.get("points", ())) if kind == "methods" else set()
-    )
-    if unknown:
-        raise BadInput(f"{file}: key 'sources' names '{min(unknown)}', which is none of its points")
-    return Plugin(kind, name, file, spec)
+    return Plugin(kind, name, file, spec, raw)
 
 
-def get(kind: str, name: str) -> Plugin:
+@overload
+def get(kind: Literal["methods"], name: str) -> Plugin[MethodFile]: ...
+@overload
+def get(kind: Literal["tasks"], name: str) -> Plugin[TaskFile]: ...
+@overload
+def get(kind: Literal["models"], name: str) -> Plugin[ModelFile]: ...
+@overload
+def get(kind: str, name: str) -> Plugin[Any]: ...
+def get(kind: str, name: str) -> Plugin[Any]:
     """One plugin by name. Raises BadInput with the known names, or with what is wrong in its YAML."""
     known = discover(kind)
     if name not in known:
         raise BadInput(f"unknown {kind[:-1]} '{name}'; known: {', '.join(sorted(known))}")
     return _load(kind, known[name])
-
-
-# ------------------------------------------------------------------ stacks
-
-
-# ------------------------------------------------------------------ content hashes

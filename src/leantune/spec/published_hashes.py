@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from leantune.errors import BadInput
-from leantune.files.parse import SCHEMAS, read_json, read_yaml
+from leantune.files.parse import read_yaml
 from leantune.files.record import write_json
 from leantune.spec import plugins
 from leantune.spec.cells import resolve_cell
 from leantune.spec.hashes import model_hash, stack_hash
+from leantune.spec.kinds import KINDS
 from leantune.spec.stacks import merged_spec, parse_stack, plugin_names
 
 FILE = Path("tests", "published_hashes.json")  # below the checkout
@@ -68,7 +69,7 @@ def _own(kind: str, root: Path) -> list[str]:
 
 def _stacks(root: Path, methods: list[str]) -> list[str]:
     """Every stack of these methods that is listed, each once."""
-    points = {name: _spec(name).get("points", {}) for name in methods}
+    points = {name: plugins.get("methods", name).spec.points for name in methods}
     names = {*methods, *(f"{name}@{point}" for name in methods for point in points[name])}
     for folder in (root / "results").rglob("records"):
         names |= {file.parent.name for file in folder.rglob("*.json")}
@@ -88,10 +89,6 @@ def _named(part: Any) -> Iterator[str]:
 
 def _kinds(stack: str) -> list[str]:
     """The kinds of task that every method of a stack supports."""
-    every = read_json(SCHEMAS / "kind.schema.json", "schema")["enum"]
-    supports = [_spec(name).get("supports", {}) for name in plugin_names(stack)]
-    return [kind for kind in every if all(kind in one.get("tasks", every) for one in supports)]
-
-
-def _spec(method: str) -> dict[str, Any]:
-    return merged_spec(plugins.get("methods", method))
+    specs = [merged_spec(plugins.get("methods", name)) for name in plugin_names(stack)]
+    supported = [spec.supports.tasks or KINDS for spec in specs if spec.supports]
+    return [kind for kind in KINDS if all(kind in tasks for tasks in supported)]

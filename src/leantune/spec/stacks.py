@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from leantune.errors import BadInput
 from leantune.spec import plugins
 from leantune.spec.plugins import Plugin
 
 if TYPE_CHECKING:
-    pass
+    from leantune.spec.schema import MethodFile, ModelFile
 
 SLOTS = ("vocabulary", "adaptation", "optimizer", "control")
 
@@ -22,7 +22,7 @@ class Part:
     """One plugin of a stack with its settings resolved: defaults, task kind, point, overrides, in
     that order."""
 
-    plugin: Plugin
+    plugin: Plugin[MethodFile]
     point: str | None
     params: dict[str, Any]
 
@@ -32,26 +32,26 @@ class Part:
 
     @property
     def slot(self) -> str:
-        return str(self.plugin.spec["slot"])
+        return self.plugin.spec.slot
 
     @property
     def source(self) -> str | None:
         """Where the values of the point are from, as its method.yaml says; None without a point."""
-        return self.plugin.spec.get("sources", {}).get(self.point)
+        return self.plugin.spec.sources.get(self.point or "")
 
 
-def merged_spec(plugin: Plugin) -> dict[str, Any]:
+def merged_spec(plugin: Plugin[MethodFile]) -> MethodFile:
     """A method's spec with what it inherits from its `base` (params, kinds, supports) filled in."""
-    if "base" not in plugin.spec:
-        return plugin.spec
-    parent = merged_spec(plugins.get("methods", plugin.spec["base"]))
     own = plugin.spec
-    return {
-        **{k: parent[k] for k in ("supports",) if k in parent},
-        **own,
-        "params": {**parent.get("params", {}), **own.get("params", {})},
-        "kinds": {**parent.get("kinds", {}), **own.get("kinds", {})},
+    if own.base is None:
+        return own
+    parent = merged_spec(plugins.get("methods", own.base))
+    inherited = {
+        "supports": own.supports or parent.supports,
+        "params": {**parent.params, **own.params},
+        "kinds": {**parent.kinds, **own.kinds},
     }
+    return own.model_copy(update=inherited)
 
 
 def plugin_names(stack: str) -> list[str]:
@@ -92,9 +92,11 @@ def parse_stack(
     return tuple(parts[slot] for slot in SLOTS if slot in parts)
 
 
-def _resolve(plugin: Plugin, point: str | None, kind: str, overrides: Mapping[str, Any]) -> Part:
+def _resolve(
+    plugin: Plugin[MethodFile], point: str | None, kind: str, overrides: Mapping[str, Any]
+) -> Part:
     spec = merged_spec(plugin)
-    points = spec.get("points", {})
+    points = spec.points
     if point is not None and point not in points:
         raise BadInput(
             f"method '{plugin.name}' has no point '{point}'; its points: {', '.join(points) or 'none'}"
@@ -102,11 +104,10 @@ def _resolve(plugin: Plugin, point: str | None, kind: str, overrides: Mapping[st
     own = {
         k.partition(".")[2]: v for k, v in overrides.items() if k.partition(".")[0] == plugin.name
     }
-    kinds = spec.get("kinds", {})
-    alike = (
-        kinds.get("causal_lm", {}) if kind == "generation" else {}
-    )  # the same training, with a loss on fewer tokens
-    defaults = {**spec.get("params", {}), **kinds.get(kind, alike)}
+    kinds = cast(dict[str, dict[str, Any]], spec.kinds)
+    # generation is the same training, with a loss on fewer tokens
+    alike = kinds.get("causal_lm", {}) if kind == "generation" else {}
+    defaults = {**spec.params, **kinds.get(kind, alike)}
     allowed = set(defaults) | {k for p in points.values() for k in p}
     for key in own:
         if key not in allowed:
@@ -123,24 +124,27 @@ def stack_name(parts: tuple[Part, ...]) -> str:
 
 
 def unsupported_reason(
-    parts: tuple[Part, ...], model: Plugin, kind: str, device: str | None = None
+    parts: tuple[Part, ...], model: Plugin[ModelFile], kind: str, device: str | None = None
 ) -> str | None:
     """Why this stack cannot run on this model, kind of task and device; None where nothing speaks
     against it.
 
     Without a device (a prediction) only model and kind are looked at.
     """
-    if parts[0].slot != "control" and kind not in model.spec["kinds"]:
-        return f"model '{model.name}' does not do {kind}; it does {', '.join(model.spec['kinds'])}"
+    if parts[0].slot != "control" and kind not in model.spec.kinds:
+        return f"model '{model.name}' does not do {kind}; it does {', '.join(model.spec.kinds)}"
     for part in parts:
         spec = merged_spec(part.plugin)
-        if "disabled" in spec:
-            return f"method '{part.plugin.name}' is disabled: {spec['disabled']}"
-        supports = spec.get("supports", {})
-        facts = {"families": model.spec["family"], "tasks": kind, "devices": device}
+        if spec.disabled is not None:
+            return f"method '{part.plugin.name}' is disabled: {spec.disabled}"
+        facts = {"families": model.spec.family, "tasks": kind, "devices": device}
         for key, value in facts.items():
-            if value is None or (part.slot == "control" and key == "families"):
+            allowed = getattr(spec.supports, key, None)
+            if allowed is None or value is None or (part.slot == "control" and key == "families"):
                 continue
-            if key in supports and value not in supports[key]:
-                return f"method '{part.plugin.name}' supports {key} {', '.join(supports[key])}; this is {value}"
+            if value not in allowed:
+                return (
+                    f"method '{part.plugin.name}' supports {key} {', '.join(allowed)}; "
+                    f"this is {value}"
+                )
     return None

@@ -23,7 +23,7 @@ def nearest_points(method: str, kind: str, count: int) -> list[dict[str, Any]]:
     are nearest to it: fewest steps along the sorted values, all parameters together; of equals
     those that move what is listed first."""
     part = parse_stack(method, kind)[-1]
-    searched: Mapping[str, list[Any]] = part.plugin.spec["search"]
+    searched: Mapping[str, list[Any]] = part.plugin.spec.search
 
     def steps(name: str, value: Any) -> float:
         values, default = sorted(searched[name], key=sort_key), part.params[name]
@@ -69,10 +69,10 @@ def planned_trials(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
             if count < 1 or "+" in method or "@" in method:
                 continue
             spec = plugins.get("methods", method).spec
-            if not spec.get("search"):
+            if not spec.search:
                 continue
             settings = settings_for(config, block, method, task)
-            both = [key for key in settings if key.removeprefix(f"{method}.") in spec["search"]]
+            both = [key for key in settings if key.removeprefix(f"{method}.") in spec.search]
             if both:
                 raise BadInput(
                     f"config: '{both[0]}' is set and, with `trials`, searched for; drop one of them"
@@ -83,7 +83,7 @@ def planned_trials(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
                     model, task, method, 0, trial=i, overrides={**settings, **point}, **common
                 )
                 for i, point in enumerate(
-                    nearest_points(method, plugins.get("tasks", task).spec["kind"], count)
+                    nearest_points(method, plugins.get("tasks", task).spec.kind, count)
                 )
             ]
             found[_choice_file(cells_[0], method)] = cells_
@@ -117,8 +117,7 @@ def chosen_settings(cell: Cell, choices: Iterable[Mapping[str, Any]]) -> dict[st
     """The settings that a cell takes from its parts' choices; what a part's own point sets stays as
     the point says."""
     points = {
-        part.plugin.name: part.plugin.spec.get("points", {}).get(part.point or "", {})
-        for part in cell.parts
+        part.plugin.name: part.plugin.spec.points.get(part.point or "", {}) for part in cell.parts
     }
     return {
         key: value

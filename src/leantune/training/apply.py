@@ -25,6 +25,7 @@ from leantune.fetch import cache
 from leantune.models import export as loading
 from leantune.spec import plugins as registry
 from leantune.spec.cells import TRAINING_DEFAULTS
+from leantune.spec.schema import ModelFile
 from leantune.spec.stacks import parse_stack, stack_name, unsupported_reason
 from leantune.training.loop import CHECKS, step_fractions
 from leantune.training.stack import Stack
@@ -67,10 +68,9 @@ def apply(
         raise BadInput(
             f"'{stack}' is a control without a model; leantune.apply takes methods that train one"
         )
-    facts = {"family": model.config.model_type, "kinds": [kind]}
-    reason = unsupported_reason(
-        parts, registry.Plugin("models", "", Path(), facts), kind, model.device.type
-    )
+    facts = ModelFile.model_construct(family=model.config.model_type, kinds=[kind])
+    plugin = registry.Plugin("models", "", Path(), facts, {})
+    reason = unsupported_reason(parts, plugin, kind, model.device.type)
     if reason is not None:
         raise Unsupported(reason)
     plugins = Stack(parts)

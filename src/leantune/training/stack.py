@@ -39,7 +39,7 @@ class Stack:
     @property
     def trains(self) -> bool:
         """False for a stack that only evaluates the model (zero-shot)."""
-        return all(p.plugin.spec.get("trains", True) for p in self.parts)
+        return all(p.plugin.spec.trains for p in self.parts)
 
     @property
     def resumable(self) -> bool:
@@ -51,9 +51,9 @@ class Stack:
         """
         hooks = ("penalty", "on_step", "on_progress")
         return all(
-            part.plugin.spec.get(
-                "resumable", not any(_overrides(self.methods[part.slot], hook) for hook in hooks)
-            )
+            not any(_overrides(self.methods[part.slot], hook) for hook in hooks)
+            if part.plugin.spec.resumable is None
+            else part.plugin.spec.resumable
             for part in self.parts
         )
 
@@ -128,9 +128,9 @@ def load_method(name: str) -> type[Method]:
 
     plugin = get("methods", name)
     if not (plugin.folder / "method.py").is_file():
-        if "base" not in plugin.spec:
+        if plugin.spec.base is None:
             raise BadInput(f"{plugin.folder}: neither a method.py nor a key 'base' in method.yaml")
-        return load_method(plugin.spec["base"])
+        return load_method(plugin.spec.base)
     package = sys.modules.setdefault(_PACKAGE, types.ModuleType(_PACKAGE))
     package.__path__ = [str(root / "methods") for root in roots()]
     module = importlib.import_module(f"{_PACKAGE}.{name}.method")

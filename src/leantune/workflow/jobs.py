@@ -108,9 +108,7 @@ class Jobs:
 def _check_trust(cells: Sequence[Cell], named: str | Sequence[str]) -> None:
     """Raises BadInput for a model that runs code of its own and is not named."""
     allowed = {named} if isinstance(named, str) else {*named}
-    asking = {
-        cell.model.name for cell in cells if cell.model.spec.get("trust_remote_code")
-    } - allowed
+    asking = {cell.model.name for cell in cells if cell.model.spec.trust_remote_code} - allowed
     if asking:
         raise BadInput(
             f"model '{min(asking)}' runs code that lies beside its weights; read that code, then allow it: "
@@ -169,11 +167,7 @@ def _timing(
             ]
             files = {file for cell in cells for file in choice_files(cell, choices)}
             place = ["--model", model, "--task", task]
-            place += (
-                ["--trust-remote-code", model]
-                if cells[0].model.spec.get("trust_remote_code")
-                else []
-            )
+            place += ["--trust-remote-code", model] if cells[0].model.spec.trust_remote_code else []
             hashes = " ".join(cell.hashes[name] for cell in cells for name in sorted(cell.hashes))
             memory = max(_memory_mb(cell, known) for cell in cells)
             arguments = shlex.join([*place, *words])

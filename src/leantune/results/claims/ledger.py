@@ -187,14 +187,12 @@ def load(methods: Sequence[str] = ()) -> list[Claim]:
     one name."""
     found: list[Claim] = []
     for method in methods or sorted(plugins.discover("methods")):
-        spec = plugins.get("methods", method).spec
-        expanded = [one for claim in spec.get("claims", ()) for one in _expanded(claim)]
+        plugin = plugins.get("methods", method)
+        expanded = [one for claim in plugin.raw.get("claims", ()) for one in _expanded(claim)]
         names = [claim["name"] for claim in expanded]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise BadInput(f"method '{method}' has two claims called '{twice[0]}'; rename one")
-        found += [
-            _claim(method, spec.get("paper", {}).get("arxiv", ""), claim) for claim in expanded
-        ]
+        found += [_claim(method, plugin.spec.paper.arxiv or "", claim) for claim in expanded]
     return found
 
 
@@ -247,10 +245,10 @@ def digest() -> str:
     """Changes when the ledger must be made again for a reason other than its records."""
     facts: list[Any] = [versions()]
     for method in sorted(plugins.discover("methods")):
-        spec = plugins.get("methods", method).spec
-        kinds = merged_spec(plugins.get("methods", method)).get("kinds", {})
+        plugin = plugins.get("methods", method)
+        kinds = merged_spec(plugin).kinds
         stacks = [stack_hash(parse_stack(method, kind)) for kind in ("classification", *kinds)]
-        facts.append([method, spec.get("claims"), stacks])
+        facts.append([method, plugin.raw.get("claims"), stacks])
     models = [
         model_hash(plugins.get("models", model)) for model in sorted(plugins.discover("models"))
     ]

@@ -116,9 +116,10 @@ def _digest(model: str, stack: str, settings: Mapping[str, Any], words: Mapping[
     """What a prediction depends on: code and settings of the stack, the model, the shape and the
     library versions."""
     plugin = plugins.get("models", model)
-    kinds = plugin.spec["kinds"]
+    kinds = plugin.spec.kinds
     stacks = [parse_stack(stack, kind, settings) for kind in kinds]
-    supports = [merged_spec(part.plugin).get("supports") for part in stacks[0]]
+    specs = [merged_spec(part.plugin) for part in stacks[0]]
+    supports = [s.supports and s.supports.given() for s in specs]
     facts = [[*map(stack_hash, stacks)], model_hash(plugin), kinds, supports, words, versions()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

