@@ -1,6 +1,5 @@
 """The DAG, through the real Snakefile with toy plugins and dry runs."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from subprocess import DEVNULL
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from leantune.spec import plugins
 from leantune.spec.config import load_config
@@ -244,8 +244,7 @@ def test_a_killed_run_goes_on_where_it_was(project):
 
 def test_only_one_run_at_a_time(project):
     (project.folder / "runs").mkdir()
-    with open(project.folder / "runs" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(project.folder / "runs" / ".lock"):
         words = [sys.executable, "-m", "leantune.workflow.launch"]
         done = subprocess.run(
             words, cwd=project.folder, capture_output=True, text=True, check=False
