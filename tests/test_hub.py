@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from leantune.data.load import load_data
 from leantune.errors import BadInput
@@ -24,8 +25,9 @@ DATA = {"hub": "org/name", "repo_type": "dataset"}
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    """A cache and a lock of the test's own; the hub is a port where nobody answers."""
+    """Caches and a lock of the test's own; the hub is a port where nobody answers."""
     monkeypatch.setenv("LEANTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("LEANTUNE_SOURCES_LOCK", str(tmp_path / "sources.lock"))
     monkeypatch.delenv("LEANTUNE_MIRROR", raising=False)
     ask(monkeypatch, "http://127.0.0.1:9")
@@ -101,6 +103,7 @@ def test_another_machine_with_the_same_lock_gets_the_same_commit(server, tmp_pat
     fetch(MODEL)
     server.push({"config.json": "2"})
     monkeypatch.setenv("LEANTUNE_CACHE", str(tmp_path / "another"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "another hub"))
     assert fetch(MODEL).name == first
     assert hub.locked_revisions([MODEL, {"none": True}]) == {"models/org/name": first}
 
@@ -110,6 +113,20 @@ def test_what_is_there_is_not_asked_for_again(server):
     fetch(MODEL)
     server.asked.clear()
     fetch(MODEL)
+    assert server.asked == []
+
+
+def test_what_the_user_has_of_the_hub_is_not_fetched_twice(server):
+    """Another program read one file of the commit; only what is missing is downloaded."""
+    server.push({"config.json": "{}", "model.safetensors": "weights"})
+    file = hf_hub_download("org/name", "model.safetensors")
+    server.asked.clear()
+    folder = fetch(MODEL)
+    assert folder == Path(file).parent
+    assert set(contents(folder)) == {"config.json", "model.safetensors"}
+    assert not any("model.safetensors" in path for path in server.asked)
+    server.asked.clear()
+    snapshot_download("org/name", revision=folder.name)  # nor does the user fetch what we have
     assert server.asked == []
 
 

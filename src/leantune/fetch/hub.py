@@ -133,8 +133,8 @@ def _mirrored(source: Mapping[str, Any]) -> Path | None:
 
 
 def _downloaded(source: Mapping[str, Any], revision: str | None) -> Path:
-    """A snapshot in the cache, whose folder is named by its commit. Nothing is asked of the hub for
-    files of a commit that are there already."""
+    """A snapshot in the user's own Hugging Face cache, whose folder is named by its commit. Nothing
+    is asked of the hub for files of a commit that are there already."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -152,7 +152,6 @@ def _downloaded(source: Mapping[str, Any], revision: str | None) -> Path:
                 name,
                 repo_type=kind,
                 revision=revision,
-                cache_dir=cache_folder() / "hub",
                 allow_patterns=source.get("files"),
                 ignore_patterns=ignored,
             )

