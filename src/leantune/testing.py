@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -31,6 +30,7 @@ from transformers import PreTrainedTokenizerFast
 
 from leantune.api import BadInput, Context, Data, Unsupported, is_head, mark_head
 from leantune.data.collate import Collate, batches
+from leantune.errors import naming_extras
 from leantune.machine.audit import observed
 from leantune.models import export
 from leantune.models.load import load_model
@@ -230,6 +230,8 @@ def easy_data(kind: str) -> Data:
             "attention_mask": [1] * (length + 2),
         }
         rows.append({**row, "label": float(i % 2) if kind == "regression" else i % 2})
+    with naming_extras("leantune.testing"):
+        from datasets import Dataset
     split = Dataset.from_list(rows)
     names = ("low", "high") if kind == "classification" else ()
     return Data(kind, split, split, split, names, tokenizer, Collate.of(kind, tokenizer))

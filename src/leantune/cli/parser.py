@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from leantune import __version__
-from leantune.errors import BadInput, Unsupported
+from leantune.errors import BadInput, Unsupported, naming_extras
 
 # The help lines stand here, so that `leantune --help` imports none of the modules.
 COMMANDS = {
@@ -54,7 +54,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if trusted := getattr(arguments, "trust_remote_code", None):
         os.environ["LEANTUNE_TRUST_REMOTE_CODE"] = ",".join(trusted)  # for the worker too
     try:
-        return int(arguments.run(arguments) or 0)
+        with naming_extras(f"`leantune {arguments.command}`"):
+            return int(arguments.run(arguments) or 0)
     except (BadInput, Unsupported) as error:
         print(f"leantune: {error}", file=sys.stderr)
         return 2
@@ -80,7 +81,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=line)
         if name == called:
             module = import_module(f"leantune.cli.{name}")
-            command.set_defaults(run=module.run)
+            command.set_defaults(command=name, run=module.run)
             groups: dict[str, Any] = defaultdict(command.add_mutually_exclusive_group)
             for flag in module.FLAGS:
                 holder = groups[flag.instead] if flag.instead else command

@@ -6,14 +6,16 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from leantune.api import Batch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _FOR_BATCHES = ("input_ids", "token_type_ids", "label", "prompt")
 

@@ -8,16 +8,18 @@ token.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from leantune.api import Batch
 from leantune.data.splits import Rows, frame
 from leantune.errors import BadInput
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SEPARATOR = "\n"
 

@@ -25,7 +25,7 @@ from leantune.data import generation, question_answering
 from leantune.data.collate import Collate
 from leantune.data.splits import Rows, blocks_of, split_rows
 from leantune.datasetfiles import read_dataset
-from leantune.errors import BadInput
+from leantune.errors import BadInput, naming_extras
 from leantune.fetch.source import fetch
 from leantune.spec.hashes import loader_folder
 from leantune.tabfiles import read_tab
@@ -205,5 +205,6 @@ def _own_loader(folder: Path) -> Callable[[Path], Mapping[str, Dataset]]:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with naming_extras(f"task '{folder.name}'"):
+        spec.loader.exec_module(module)
     return module.load

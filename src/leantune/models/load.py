@@ -37,7 +37,7 @@ from transformers import (
 from transformers.utils import logging
 
 from leantune.api import is_head
-from leantune.errors import BadInput
+from leantune.errors import BadInput, naming_extras
 from leantune.fetch.cache import entry, file_sha256
 from leantune.fetch.source import fetch
 
@@ -210,7 +210,11 @@ def _folder(spec: Mapping[str, Any]) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantize to fp32. transformers refuses to save a model that it read from gguf, so build a
     plain one."""
-    with _quiet(), redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+    with (
+        naming_extras(f"{gguf.name}", "gguf"),
+        _quiet(),
+        redirect_stderr(io.StringIO()),
+    ):  # a bar that no setting turns off
         read = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
         )

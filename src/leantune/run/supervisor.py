@@ -20,7 +20,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from leantune.errors import RETRY, BadInput
+from leantune.errors import RETRY, BadInput, naming_extras
 from leantune.fetch import hub
 from leantune.files import record
 from leantune.files.record import Record, summary
@@ -31,6 +31,7 @@ from leantune.spec.cells import Cell
 from leantune.spec.stacks import unsupported_reason
 
 
+@naming_extras("a cell", "datasets")
 def run(
     cell: Cell,
     out: Path,

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from datasets import Dataset, DatasetDict
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, get_scheduler
@@ -21,6 +20,7 @@ from transformers.models.auto import modeling_auto
 
 from leantune.api import BadInput, Batch, Context, Data, Unsupported, mark_head
 from leantune.data.collate import Collate
+from leantune.errors import naming_extras
 from leantune.fetch import cache
 from leantune.models import export as loading
 from leantune.spec import plugins as registry
@@ -29,6 +29,9 @@ from leantune.spec.schema import ModelFile
 from leantune.spec.stacks import parse_stack, stack_name, unsupported_reason
 from leantune.training.loop import CHECKS, step_fractions
 from leantune.training.stack import Stack
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
 
@@ -303,10 +306,9 @@ def _examples(
         raise BadInput(
             f"data has the splits {', '.join(map(str, given))}; give train, and validation and test if any"
         )
-    splits = {
-        name: _rows(given[name]) if name in given else Dataset.from_dict({"input_ids": []})
-        for name in SPLITS
-    }
+    with naming_extras("leantune.apply with data"):
+        from datasets import Dataset  # not at the top: most methods need no data
+    splits = {name: _rows(given.get(name, Dataset.from_dict({"input_ids": []}))) for name in SPLITS}
     if kind == "masked_lm" and tokenizer is None:
         raise BadInput("the data of a masked language model need tokenizer=, which knows the mask")
     return Data(kind=kind, tokenizer=tokenizer, collate=_collate(kind, model, tokenizer), **splits)
@@ -317,6 +319,8 @@ def _rows(split: Any) -> Dataset:
         raise BadInput(
             "data can be read once only; give a datasets.Dataset or a list, which methods may read again"
         )
+    from datasets import Dataset
+
     rows = (
         split
         if isinstance(split, Dataset)
@@ -356,5 +360,7 @@ def _as_given(data: Any, changed: Data | None) -> Any:
     """Data that a method changed, one split or several as the caller gave them."""
     assert changed is not None
     if isinstance(data, Mapping):
+        from datasets import DatasetDict
+
         return DatasetDict({name: getattr(changed, name) for name in SPLITS if name in data})
     return changed.train

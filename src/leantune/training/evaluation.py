@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +17,9 @@ from leantune.data.generation import prompts
 from leantune.data.question_answering import best_spans
 from leantune.meter.tensors import TensorMeter
 from leantune.training.loop import autocast, now, to_device
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 TARGETS = ("labels", "start_positions", "end_positions")  # what a batch has for its loss
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from leantune.api import Change, Context, Data, Groups, Method
-from leantune.errors import BadInput
+from leantune.errors import BadInput, naming_extras
 from leantune.spec.plugins import get, roots
 from leantune.spec.stacks import Part
 
@@ -133,7 +133,8 @@ def load_method(name: str) -> type[Method]:
         return load_method(plugin.spec.base)
     package = sys.modules.setdefault(_PACKAGE, types.ModuleType(_PACKAGE))
     package.__path__ = [str(root / "methods") for root in roots()]
-    module = importlib.import_module(f"{_PACKAGE}.{name}.method")
+    with naming_extras(f"method '{name}'"):
+        module = importlib.import_module(f"{_PACKAGE}.{name}.method")
     classes = [
         c
         for c in vars(module).values()
