@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 
 from leantune.api import Method
-from leantune.progress import Phases
+from leantune.run.phases import Phases
 
 
 def strike(fault):

@@ -12,6 +12,7 @@ from leantune.api import BadInput
 from leantune.models import export
 from leantune.modules import adapters
 from leantune.prediction import one
+from leantune.prediction.ask import Ask
 
 
 def test_the_lowest_layers_have_no_adapters(tmp_path: Path) -> None:
@@ -32,14 +33,14 @@ def test_a_layer_must_be_left(tmp_path: Path, drop: object) -> None:
 def test_activations_and_work_below_the_lowest_adapter_vanish() -> None:
     """12 layers: with 11 dropped nearly nothing is kept, and each layer dropped saves the same."""
     kept = [
-        one.predict_names(
-            "bert-base", "adapterdrop", batch=8, length=64, settings={"adapterdrop.drop": n}
+        one.predict(
+            Ask("bert-base", "adapterdrop", batch=8, length=64, settings={"adapterdrop.drop": n})
         )
         for n in (0, 5, 10)
     ]
     activations = [r["by_kind"]["activations"] for r in kept]
     flops = [r["flops_per_step"] for r in kept]
-    full = one.predict_names("bert-base", "adapter", batch=8, length=64)
+    full = one.predict(Ask("bert-base", "adapter", batch=8, length=64))
     assert activations[0] == full["by_kind"]["activations"]
     assert activations[0] - activations[1] == pytest.approx(
         activations[1] - activations[2], rel=0.1

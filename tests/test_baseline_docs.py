@@ -8,6 +8,7 @@ import re
 import pytest
 
 from leantune.prediction import one
+from leantune.prediction.ask import Ask
 from leantune.spec import plugins
 
 ROOT = plugins.roots()[0]
@@ -78,7 +79,7 @@ def test_every_related_system_has_a_row_and_its_methods_exist() -> None:
 @pytest.mark.parametrize("method", ["dora", "lomo", "qlora"])
 def test_the_predicted_peaks_are_those_of_the_page(method: str) -> None:
     (row,) = [row for row in rows("baselines.md") if row[0] == f"`{method}`" and len(row) == 5]
-    found = one.predict_names("bert-base", method, batch=8, length=128)["peak_bytes"]
+    found = one.predict(Ask("bert-base", method, batch=8, length=128))["peak_bytes"]
     assert float(row[4].replace(",", "")) == round(found / 2**20, 1)
 
 

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from tests.sample_records import failed, ok, place, write
 
 from leantune.cli import parser
+from leantune.files.record import write_json
 from leantune.prediction import one
+from leantune.prediction.ask import CACHE, Ask
 from leantune.results.claims import ledger as claims
 from leantune.results.claims.expressions import Value
 from leantune.results.claims.ledger import Claim, Condition
@@ -289,7 +291,7 @@ def test_the_least_over_tasks_names_its_task_and_what_is_missing() -> None:
         *seeds("lora", 0.8, 0.8, 0.8, task="topics52"),
         *seeds("lora", 0.8, task="valence"),
     )
-    spoken = language(Predictions(Path("nowhere.json")), found)
+    spoken = language(Predictions(Path("nowhere")), found)
     least = spoken.evaluate('min_over_tasks(gain(task, "lean", "lora"))')
     assert least.mean == least.bounds[0] == pytest.approx(-0.1)
     assert any("topics52 is the least of 2 tasks" in note for note in least.notes)
@@ -340,8 +342,8 @@ def test_predictions_are_kept_and_made_again_only_for_another_question(
 ) -> None:
     asked: list[tuple] = []
 
-    def fake(model: str, method: str, **words: Any) -> dict[str, Any]:
-        asked.append((model, method, words["batch"], dict(words["settings"])))
+    def fake(ask: Ask) -> dict[str, Any]:
+        asked.append((ask.model, ask.method, ask.batch, dict(ask.settings)))
         numbers = dict.fromkeys(predict_fields, 7)
         return {
             **numbers,
@@ -357,22 +359,22 @@ def test_predictions_are_kept_and_made_again_only_for_another_question(
         "optimizer_state_bytes",
         "flops_per_step",
     )
-    monkeypatch.setattr(one, "predict_names", fake)
-    file = tmp_path / "kept.json"
+    monkeypatch.setattr(one, "predict", fake)
     for _ in range(2):
-        known = Predictions(file)
+        known = Predictions(tmp_path)
         assert known.predicted("gpt2", "lora", "trainable", batch=1, seq=8).mean == 2
         assert known.predicted("gpt2", "lora", "weights", batch=1, seq=8).mean == 5
     assert len(asked) == 1
-    found = Predictions(file).predicted(
+    found = Predictions(tmp_path).predicted(
         "gpt2", "lora", "peak_bytes", batch=1, seq=8, set="lora.rank=4"
     )
     assert asked[1:] == [("gpt2", "lora", 1, {"lora.rank": 4})]
     assert found.commands == (
         "leantune predict --model gpt2 --method lora --batch 1 --seq 8 --dtype fp32 --set lora.rank=4",
     )
-    file.write_text("{")
-    Predictions(file).predicted("gpt2", "lora", "peak_bytes", batch=1, seq=8)
+    for file in tmp_path.rglob("*.json"):
+        file.write_text("{")
+    Predictions(tmp_path).predicted("gpt2", "lora", "peak_bytes", batch=1, seq=8)
     assert len(asked) == 3
 
 
@@ -535,7 +537,7 @@ def test_two_claims_of_one_name_and_a_folder_that_is_none(
 
 
 def test_every_shipped_claim_parses_and_names_what_exists(tmp_path: Path) -> None:
-    spoken = language(Predictions(tmp_path / "none.json"), records())
+    spoken = language(Predictions(tmp_path / "none"), records())
     stated = claims.load()
     assert {claim.method for claim in stated} == {
         "vocab_pruning",
@@ -552,7 +554,7 @@ def test_every_shipped_claim_parses_and_names_what_exists(tmp_path: Path) -> Non
 
 
 def test_embedded_claims_without_records_are_not_run(tmp_path: Path) -> None:
-    spoken = language(Predictions(tmp_path / "none.json"), records())
+    spoken = language(Predictions(tmp_path / "none"), records())
     stated = [claim for claim in claims.load() if claim.scope != "footprint"]
     assert len(stated) > 20
     assert {claim.row(spoken)["verdict"] for claim in stated} == {"not_run"}
@@ -578,11 +580,9 @@ def test_publishing_measures_on_the_published_records(
     plugin(tmp_path, monkeypatch, {})
     monkeypatch.setattr(claims, "load", lambda methods=(), real=claims.load: real(["lean"]))
     write(tmp_path / "results", *BETTER)
-    (tmp_path / "run" / "tables").mkdir(parents=True)
-    (tmp_path / "run" / claims.CACHE).write_text(json.dumps({"key": {"peak_bytes": 1}}))
+    kept = Path(CACHE, "gpt2", "lora", "hash.json")
+    write_json(tmp_path / "run" / kept, {"peak_bytes": 1})
     claims.publish(tmp_path / "run", tmp_path / "results")
     with (tmp_path / "results" / claims.FILE).open(newline="") as file:
         assert [r["verdict"] for r in csv.DictReader(file)] == ["supported"]
-    assert json.loads((tmp_path / "results" / claims.CACHE).read_text()) == {
-        "key": {"peak_bytes": 1}
-    }
+    assert json.loads((tmp_path / "results" / kept).read_text()) == {"peak_bytes": 1}

@@ -14,6 +14,7 @@ import torch
 
 import leantune
 from leantune.prediction import one
+from leantune.prediction.ask import Ask
 from leantune.spec import plugins
 
 ROOT = plugins.roots()[0]
@@ -47,8 +48,10 @@ def test_it_learns_counts_what_leantune_counts_and_exports(name: str, tmp_path: 
     if "vocab_pruning" in STACKS[name]:
         (kept,) = numbers(r"kept +(\S+) of 30,522 tokens", done.stdout)
         settings["vocab_pruning.vocabulary"] = int(kept)
-    found = one.predict_names(
-        "minilm-l6", STACKS[name], batch=16, length=48, settings=settings, head="classification"
+    found = one.predict(
+        Ask(
+            "minilm-l6", STACKS[name], batch=16, length=48, settings=settings, head="classification"
+        )
     )
     assert numbers(r"trained +(\S+) parameters", done.stdout) == [
         found["parameters"]["trainable"] + found["parameters"]["head"]

@@ -11,6 +11,7 @@ from torch import nn
 from leantune.api import Context
 from leantune.cli import parser
 from leantune.prediction import one
+from leantune.prediction.ask import Ask
 from leantune.prediction.metered_step import Probe
 from leantune.spec.stacks import parse_stack
 from leantune.training.loop import Schedule
@@ -63,8 +64,8 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plugins")
 def test_attaching_with_values_then_stepping_without() -> None:
-    found = one.predict_names("tiny-bert", "attaches", batch=2, length=8)
-    plain = one.predict_names("tiny-bert", "full", batch=2, length=8)
+    found = one.predict(Ask("tiny-bert", "attaches", batch=2, length=8))
+    plain = one.predict(Ask("tiny-bert", "full", batch=2, length=8))
     assert found["path"] == plain["path"] == "cuda-simulated"
     assert found["fallback"] is None
     assert found["peak_bytes"] == plain["peak_bytes"]
@@ -136,7 +137,7 @@ def test_a_real_step_leaves_the_model_as_it_was() -> None:
 
 def test_pretraining_heads_are_those_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     def total(head: str) -> int:
-        found = one.predict_names("bert-base", "bitfit", batch=1, length=8, head=head)
+        found = one.predict(Ask("bert-base", "bitfit", batch=1, length=8, head=head))
         return int(found["parameters"]["total"])
 
     pooler, next_sentence = 768 * 768 + 768, 2 * 768 + 2

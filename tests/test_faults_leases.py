@@ -22,10 +22,11 @@ from tests.contenders import stay
 from tests.fault_cells import Cells
 
 from leantune.errors import BadInput
-from leantune.machine import gpus, memory
+from leantune.machine import gpus
 from leantune.machine.gpu_lease import gpu_lease
 from leantune.machine.gpus import MIB, Gpu
-from leantune.machine.memory import GIB, Memory, memory_lease
+from leantune.machine.memory import GIB, Memory
+from leantune.machine.memory_lease import lease_folder, memory_lease
 
 pytestmark = pytest.mark.faults
 FORK = mp.get_context("fork")
@@ -98,7 +99,7 @@ def test_the_lease_of_another_user_s_killed_process_is_void(shared):
 
 
 def test_nonsense_in_the_shared_folder_holds_nothing_back(shared):
-    folder = memory.lease_folder()
+    folder = lease_folder()
     for i, text in enumerate(
         ["", "{", "[]", json.dumps({"need": "much", "pid": 1}), json.dumps({"need": 2**60})]
     ):
@@ -112,7 +113,7 @@ def test_nonsense_in_the_shared_folder_holds_nothing_back(shared):
 
 
 def test_a_link_in_the_place_of_a_lock_is_refused_and_not_followed(shared):
-    folder = memory.lease_folder()
+    folder = lease_folder()
     (folder / "lock").symlink_to(folder / "elsewhere")
     with pytest.raises(BadInput, match="lock cannot be opened"):
         with memory_lease(GIB, memory=budget):

@@ -1,4 +1,4 @@
-"""The footprint table and sweeps: what is kept, what is a row, and figures of paper-scale models to
+"""The footprint table and grids: what is kept, what is a row, and figures of paper-scale models to
 the byte."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 from leantune.cli import parser
 from leantune.models import load as models
 from leantune.prediction import cards, one, paper_scale
+from leantune.prediction.ask import CACHE, Ask, answer, versions
 from leantune.spec import plugins as registry
 from leantune.spec.config import load_config
 from leantune.spec.stacks import parse_stack
@@ -72,7 +73,7 @@ def test_a_row_holds_the_prediction_its_source_and_what_made_it(
     plugins: Path, tmp_path: Path
 ) -> None:
     full, named, head = make(tmp_path, "full", "rank_one@two+came", "head")
-    expected = one.predict_names("tiny-a", "rank_one@two+came", batch=2, length=16)
+    expected = one.predict(Ask("tiny-a", "rank_one@two+came", batch=2, length=16))
     assert {
         k: named[k]
         for k in ("model", "method", "point", "kind", "batch", "seq", "dtype", "status", "path")
@@ -104,7 +105,7 @@ def test_a_row_holds_the_prediction_its_source_and_what_made_it(
     assert named["smallest_card"] == "8GB"
     assert (named["point_source"], full["point_source"]) == ("a table, of this test", "")
     assert {name: named[name] for name in ("measurement", "torch", "transformers")} == {
-        k: str(v) for k, v in paper_scale.versions().items()
+        k: str(v) for k, v in versions().items()
     }
     assert (head["status"], head["peak_bytes"]) == ("unsupported", "")
     assert "supports tasks classification, regression, span; this is causal_lm" in head["reason"]
@@ -112,12 +113,10 @@ def test_a_row_holds_the_prediction_its_source_and_what_made_it(
 
 def test_the_same_predictions_are_the_same_bytes(plugins: Path, tmp_path: Path) -> None:
     make(tmp_path, "full", "head")
-    entries = paper_scale.expand(load_config(tmp_path / "config.json"))
-    kept = [json.loads((tmp_path / "out" / e.file).read_text())["prediction"] for e in entries]
-    texts = {
-        paper_scale.table(list(zip(entries, rows, strict=True)))
-        for rows in (kept, json.loads(json.dumps(kept)))
-    }
+    asks = paper_scale.expand(load_config(tmp_path / "config.json"))
+    made = [answer(ask) for ask in asks]
+    again = [answer(ask, tmp_path / "out" / CACHE) for ask in asks]
+    texts = {paper_scale.table(asks, rows) for rows in (made, again)}
     assert texts == {(tmp_path / "out" / "tables" / "footprint.csv").read_text()}
     assert next(csv.reader(io.StringIO(texts.pop()))) == paper_scale.COLUMNS
 
@@ -126,22 +125,21 @@ def test_only_what_changed_is_predicted_again(
     plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    real = one.predict_names
+    real = one.predict
 
-    def noted(model: str, method: str, **words: Any) -> dict[str, Any]:
-        asked.append(f"{model} {method}")
-        return real(model, method, **words)
+    def noted(ask: Ask) -> dict[str, Any]:
+        asked.append(f"{ask.model} {ask.method}")
+        return real(ask)
 
-    monkeypatch.setattr(one, "predict_names", noted)
+    monkeypatch.setattr(one, "predict", noted)
     first = make(tmp_path, "full", "rank_one", models=("tiny-a", "tiny-b"))
     assert len(asked) == 4
     assert make(tmp_path, "full", "rank_one", models=("tiny-a", "tiny-b")) == first
     assert len(asked) == 4
 
     del asked[:]
-    (tmp_path / "out" / "footprint" / "tiny-a" / "full" / "causal_lm-fp32-b2-l16.json").write_text(
-        "{"
-    )
+    (kept,) = (tmp_path / "out" / CACHE / "tiny-a" / "full").glob("*.json")
+    kept.write_text("{")
     assert make(tmp_path, "full", "rank_one", models=("tiny-a", "tiny-b")) == first
     assert asked == ["tiny-a full"]
 
@@ -201,19 +199,19 @@ def test_a_source_belongs_to_a_point(
 
 def test_every_point_of_the_shipped_tables_names_its_source() -> None:
     folder = registry.roots()[0] / "config"
-    entries = [
-        e
+    asks = [
+        ask
         for name in ("config", "full", "smoke")
-        for e in paper_scale.expand(load_config(folder / f"{name}.yaml"))
+        for ask in paper_scale.expand(load_config(folder / f"{name}.yaml"))
     ]
-    assert all(part.source for entry in entries for part in entry.parts if part.point)
+    assert all(part.source for ask in asks for part in ask.parts if part.point)
     assert parse_stack("softlms@stage2", "classification")[0].source
 
 
 def test_the_full_table_is_twelve_stacks_on_eleven_models() -> None:
-    entries = paper_scale.expand(load_config(registry.roots()[0] / "config" / "full.yaml"))
-    pairs = {(e.model.name, e.method) for e in entries}
-    assert len(entries) == len(pairs) == 132
+    asks = paper_scale.expand(load_config(registry.roots()[0] / "config" / "full.yaml"))
+    pairs = {(ask.model, ask.method) for ask in asks}
+    assert len(asks) == len(pairs) == 132
     assert len({model for model, _ in pairs}) == 11
 
 
@@ -226,7 +224,7 @@ def test_the_largest_batch_is_searched_for_the_named_stacks_alone(
     for size in paper_scale.BUDGETS_GIB:
         found = int(lora[f"largest_batch_{size}gib"])
         fits, larger = (
-            one.predict_names("tiny-a", "lora", batch=n, **words)["reserved_bytes"]
+            one.predict(Ask("tiny-a", "lora", batch=n, **words))["reserved_bytes"]
             for n in (found, found + 1)
         )
         assert fits + cards.CONTEXT_BYTES <= size * 2**30 < larger + cards.CONTEXT_BYTES
@@ -234,7 +232,8 @@ def test_the_largest_batch_is_searched_for_the_named_stacks_alone(
 
 def test_no_sequence_fits_into_too_small_a_budget(plugins: Path) -> None:
     words = {"length": 16, "head": "causal-lm", "dtype": "fp32"}
-    assert one.largest_batches([2**20, 2**30], "tiny-a", "full", **words)[0] == 0
+    ask = Ask("tiny-a", "full", **words, budgets=(2**20, 2**30))
+    assert one.largest_batches(ask)[0] == 0
 
 
 def test_a_largest_batch_of_a_stack_that_is_not_asked_for_is_refused(
@@ -249,7 +248,7 @@ def test_a_largest_batch_of_a_stack_that_is_not_asked_for_is_refused(
     assert "'largest_batch' names 'lora', which is none of the methods" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------ sweeps
+# ------------------------------------------------------------------ grids
 
 
 def predicted(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
@@ -257,7 +256,7 @@ def predicted(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_sweep_is_the_single_predictions_in_order(
+def test_a_grid_is_the_single_predictions_in_order(
     plugins: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = predicted(
@@ -308,7 +307,7 @@ def test_what_cannot_be_predicted_is_a_row_with_its_reason(
     assert [row["status"] for row in rows].count("ok") == 1
 
 
-def test_a_sweep_for_people_is_a_line_for_each_row(
+def test_a_grid_for_people_is_a_line_for_each_row(
     plugins: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
@@ -396,7 +395,7 @@ def test_a_sweep_for_people_is_a_line_for_each_row(
         (["--model", "tiny-a", "--method", "head", "--batch", "1", "--seq", "8"], "supports tasks"),
     ],
 )
-def test_a_wrong_word_ends_a_sweep_before_it_begins(
+def test_a_wrong_word_ends_a_grid_before_it_begins(
     words: list[str],
     message: str,
     plugins: Path,
@@ -443,7 +442,7 @@ PEAKS = {  # of torch 2.13 and transformers 5.23, fp32: encoders at 8 x 128, dec
 @functools.cache
 def figures(model: str, method: str) -> dict[str, Any]:
     encoder = "masked_lm" in registry.get("models", model).spec.kinds
-    return one.predict_names(model, method, batch=8 if encoder else 1, length=128)
+    return one.predict(Ask(model, method, batch=8 if encoder else 1, length=128))
 
 
 @pytest.mark.parametrize(("model", "method"), PEAKS)

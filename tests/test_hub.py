@@ -16,7 +16,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 
 from leantune.data.load import load_data
 from leantune.errors import BadInput
-from leantune.fetch import hub
+from leantune.fetch import cache, hub
 from leantune.fetch.source import fetch
 
 MODEL = {"hub": "org/name"}
@@ -335,8 +335,8 @@ def test_what_a_mirror_locked_gets_its_commit_from_the_hub(server, mirror, monke
 
 def test_bytes_are_read_again_only_when_a_file_changed(mirror, tmp_path, monkeypatch):
     read = []
-    digest = hub.file_sha256
-    monkeypatch.setattr(hub, "file_sha256", lambda path: read.append(path.name) or digest(path))
+    digest = cache.file_sha256
+    monkeypatch.setattr(cache, "file_sha256", lambda path: read.append(path.name) or digest(path))
     mirror({"a": "1", "b": "2"})
     fetch(MODEL)
     fetch(MODEL)

@@ -25,8 +25,9 @@ from leantune.fetch.cache import cache_folder
 from leantune.files import record
 from leantune.files.parse import check
 from leantune.models.load import load_model, load_tokenizer
+from leantune.prediction.ask import Ask
 from leantune.prediction.metered_step import longest_batch
-from leantune.prediction.one import predict_names
+from leantune.prediction.one import predict
 from leantune.spec import plugins
 from leantune.spec.hashes import task_hash
 from leantune.spec.schema import TaskFile
@@ -252,7 +253,7 @@ def test_the_probe_feeds_token_types_where_the_data_has_them(minilm):
 def test_a_prediction_for_pairs_has_token_types_where_the_tokenizer_makes_them(model, family):
     inputs = {}
     for task in ("glue-sst2", "glue-mrpc"):
-        found = predict_names(model, "head", task=task, batch=4, length=16)
+        found = predict(Ask(model, "head", task=task, batch=4, length=16))
         inputs[task] = found["by_kind"]["inputs"]
     typed = "token_type_ids" in getattr(transformers, family + "Tokenizer").model_input_names
     assert inputs["glue-mrpc"] - inputs["glue-sst2"] == typed * 8 * 4 * 16

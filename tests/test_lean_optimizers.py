@@ -13,6 +13,7 @@ from torch import nn
 
 from leantune.api import Unsupported
 from leantune.prediction import one
+from leantune.prediction.ask import Ask
 from leantune.training.loop import Schedule, train
 
 NAMES = ["lomo", "adalomo", "galore", "adamw_8bit"]
@@ -157,7 +158,7 @@ def test_adalora_needs_the_gradients(tmp_path: Path) -> None:
 def test_what_is_saved_at_bert_base() -> None:
     """Of AdamW's states: nothing, a row and a column of each matrix, rank 8, and a quarter;
     gradients within backward."""
-    found = {n: one.predict_names("bert-base", n, batch=1, length=32) for n in ("full", *NAMES)}
+    found = {n: one.predict(Ask("bert-base", n, batch=1, length=32)) for n in ("full", *NAMES)}
     states = {
         n: r["optimizer_state_bytes"] / found["full"]["optimizer_state_bytes"]
         for n, r in found.items()

@@ -1,13 +1,16 @@
 import multiprocessing as mp
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 from contenders import stay
 
 from leantune.machine import memory
-from leantune.machine.memory import GIB, DoesNotFit, Memory, memory_lease
+from leantune.machine.memory import GIB, DoesNotFit, Memory
+from leantune.machine.memory_lease import lease_folder, memory_lease, unused_bytes
 
 BUDGET = 10 * GIB
 SPAWN = mp.get_context("spawn")
@@ -96,7 +99,7 @@ def test_what_a_holder_has_used_is_not_counted_twice(tmp_path):
     """What is used shows as less available; only the rest of the lease is kept free."""
     block = bytearray(os.urandom(1) * (200 * 2**20))
     with memory_lease(300 * 2**20, folder=tmp_path, memory=budget):
-        (unused,) = memory._unused_bytes(tmp_path)
+        (unused,) = unused_bytes(tmp_path)
     assert unused < 100 * 2**20 < len(block)
 
 
@@ -133,20 +136,20 @@ def test_need_leaves_room():
 
 def test_folder_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LEANTUNE_LEASES", str(tmp_path / "here"))
-    assert memory.lease_folder() == tmp_path / "here"
+    assert lease_folder() == tmp_path / "here"
 
 
 def test_only_those_who_share_memory_share_leases(tmp_path, monkeypatch):
     monkeypatch.delenv("LEANTUNE_LEASES", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    here = memory.lease_folder()
+    here = lease_folder()
     assert here.is_relative_to(tmp_path)
-    assert memory.lease_folder() == here
+    assert lease_folder() == here
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    first = memory.lease_folder()
+    first = lease_folder()
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert len({here, first, memory.lease_folder()}) == 3
+    assert len({here, first, lease_folder()}) == 3
 
 
 # ------------------------------------------------------------------ control groups
@@ -194,3 +197,29 @@ def test_without_a_limit_it_is_the_machine(tmp_path):
     found = memory.machine_memory(tmp_path, _proc(tmp_path, "0::/"))
     assert found.total == memory.psutil.virtual_memory().total
     assert 0 < found.available <= found.total
+
+
+# ------------------------------------------------------------------ other systems
+
+HIDE = """
+import sys
+import psutil  # its build for Windows needs neither, its build for Linux needs both
+class LikeWindows:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("fcntl", "resource"):
+            raise ImportError(name)
+for name in ("fcntl", "resource"):
+    sys.modules.pop(name, None)
+sys.meta_path.insert(0, LikeWindows())
+from leantune.cli.parser import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_prediction_needs_no_module_that_only_unix_has():
+    words = ["predict", "--model", "bert-base", "--method", "lora", "--batch", "2", "--seq", "16"]
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "in the backward phase" in done.stdout

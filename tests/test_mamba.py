@@ -10,6 +10,7 @@ from leantune.meter import fake_mamba
 from leantune.meter.fake_cuda import cuda_path, fake_mode
 from leantune.meter.tensors import TensorMeter
 from leantune.prediction import one
+from leantune.prediction.ask import Ask
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -70,7 +71,7 @@ def test_a_model_takes_the_kernel_and_gives_it_back() -> None:
 
 def test_memory_grows_evenly_with_length() -> None:
     peaks = [
-        one.predict_names("mamba-130m", "lora", batch=1, length=n)["peak_bytes"]
+        one.predict(Ask("mamba-130m", "lora", batch=1, length=n))["peak_bytes"]
         for n in (64, 128, 192)
     ]
     assert peaks[0] < peaks[1] < peaks[2]

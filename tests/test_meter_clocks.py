@@ -1,11 +1,14 @@
 """Clocks and slowdowns of a GPU while it trains, from a script called `nvidia-smi` in place of the
 driver's."""
 
+import ast
 import os
 import time
+from pathlib import Path
 
 import pytest
 
+from leantune.machine.gpus import start_query
 from leantune.meter.clocks import EVERY_MS, Clocks
 
 SAMPLES = """1980, 1980, 45, 310.50, 0x0000000000000000
@@ -71,3 +74,14 @@ def test_without_a_device_there_is_no_number(smi, monkeypatch):
     with Clocks(wanted=True) as clocks:
         pass
     assert clocks.result() is None
+
+
+def test_one_function_starts_nvidia_smi():
+    source = Path(start_query.__code__.co_filename).parents[1]
+    named = [
+        file.relative_to(source).as_posix()
+        for file in source.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and node.value == "nvidia-smi"
+    ]
+    assert named == ["machine/gpus.py"]

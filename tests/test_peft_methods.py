@@ -12,7 +12,8 @@ from test_baselines import on_meta
 
 from leantune.api import BadInput, Unsupported, is_head
 from leantune.models.load import enable_checkpointing
-from leantune.prediction import one as predict
+from leantune.prediction import one
+from leantune.prediction.ask import Ask
 from leantune.spec import plugins
 from leantune.spec.stacks import merged_spec, parse_stack
 
@@ -203,7 +204,7 @@ def test_a_tuner_that_does_not_know_a_layer_is_unsupported(tmp_path: Path) -> No
 def test_activations_that_are_not_kept() -> None:
     """LoRA-FA keeps r numbers a token in place of A's input, VeLoRA one for each group of features."""
     kept = {
-        n: predict.predict_names("bert-base", n, batch=8, length=128)
+        n: one.predict(Ask("bert-base", n, batch=8, length=128))
         for n in ("lora", "lora_fa", "velora")
     }
     activations = {n: r["by_kind"]["activations"] for n, r in kept.items()}

@@ -22,6 +22,7 @@ from leantune.errors import BadInput, Unsupported
 from leantune.files import record
 from leantune.meter.tensors import KINDS
 from leantune.prediction import cards, metered_step, one
+from leantune.prediction.ask import Ask
 from leantune.prediction.metered_step import Probe
 from leantune.results.load import is_stale
 from leantune.spec import plugins
@@ -213,7 +214,7 @@ def test_a_model_that_needs_values_is_unsupported_by_name() -> None:
 
 
 def test_names_to_a_prediction() -> None:
-    result = one.predict_names("minilm-l6", "lora", batch=2, length=16)
+    result = one.predict(Ask("minilm-l6", "lora", batch=2, length=16))
     assert list(result)[:12] == [
         "model",
         "method",
@@ -241,7 +242,7 @@ def test_names_to_a_prediction() -> None:
     assert result["parameters"]["head"] == 384 * 384 + 384 + 2 * 384 + 2  # pooler and classifier
     assert result["fits"]["8GB"]
     assert json.dumps(result)
-    half = one.predict_names("minilm-l6", "lora", batch=2, length=16, dtype="bf16")
+    half = one.predict(Ask("minilm-l6", "lora", batch=2, length=16, dtype="bf16"))
     assert half["optimizer_state_bytes"] * 2 == result["optimizer_state_bytes"]
     assert "LoRA" not in one.describe(result)
     assert f"{result['peak_bytes'] / MIB:.1f} MiB" in one.describe(result)
@@ -322,22 +323,22 @@ def one_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_the_largest_batch_stays_within_the_budget_and_the_next_does_not(one_layer: str) -> None:
     def reserved(batch: int) -> int:
-        return int(one.predict_names(one_layer, "full", batch=batch, length=32)["reserved_bytes"])
+        return int(one.predict(Ask(one_layer, "full", batch=batch, length=32))["reserved_bytes"])
 
     budget = 24 * MIB
-    found = one.largest_shapes(budget, one_layer, "full", length=32)
+    found = one.largest_shapes(budget, Ask(one_layer, "full", length=32))
     assert found.keys() == {"budget_bytes", "largest_batch"}
     assert reserved(found["largest_batch"]) <= budget < reserved(found["largest_batch"] + 1)
 
 
 def test_the_longest_sequence_ends_at_the_models_positions(one_layer: str) -> None:
-    found = one.largest_shapes(8 * GIB, one_layer, "full", batch=1)
+    found = one.largest_shapes(8 * GIB, Ask(one_layer, "full", batch=1))
     assert found == {"budget_bytes": 8 * GIB, "longest_seq": 64}
 
 
 def test_a_budget_below_the_smallest_shape_is_refused() -> None:
     with pytest.raises(BadInput, match=r"with length 1 and batch 2 reserves .* too small"):
-        one.largest_shapes(10 * MIB, "minilm-l6", "head", batch=2)
+        one.largest_shapes(10 * MIB, Ask("minilm-l6", "head", batch=2))
 
 
 @given(
@@ -412,6 +413,6 @@ def test_a_card_fits_what_leaves_room_for_the_context() -> None:
 def test_the_published_peak_of_a_task_is_predicted_again() -> None:
     files = (plugins.roots()[0] / "results" / "records").glob("*/minilm-l6/sentiment/full/0.json")
     published = [r for r in map(record.read_record, files) if not is_stale(r)]
-    predicted = one.predict_names("minilm-l6", "full", task="sentiment")
+    predicted = one.predict(Ask("minilm-l6", "full", task="sentiment"))
     assert predicted["dtype"] == "bf16-autocast"
     assert {r["memory"]["peak_bytes"] for r in published} == {predicted["peak_bytes"]}

@@ -13,6 +13,7 @@ from torch import nn
 
 from leantune.api import BadInput, is_head
 from leantune.prediction import one
+from leantune.prediction.ask import Ask
 from leantune.spec import plugins
 from leantune.training.stack import load_method
 
@@ -89,7 +90,7 @@ def test_memory_is_predicted_without_weights() -> None:
     spec = plugins.get("models", "bert-base").raw
     built = one.build(spec, stack("qlora"), small_context(Path(), probe=True), 2)
     assert all(t.is_meta for t in built.state_dict().values())
-    lora, ours = (one.predict_names("bert-base", n, batch=1, length=32) for n in ("lora", "qlora"))
+    lora, ours = (one.predict(Ask("bert-base", n, batch=1, length=32)) for n in ("lora", "qlora"))
     assert ours["path"] == "cuda-simulated"
     weights = [r["by_kind"]["weights"] + r["by_kind"]["buffers"] for r in (lora, ours)]
     assert weights[0] - weights[1] == pytest.approx(84_934_656 * (32 - 4.14) / 8, rel=2e-3)

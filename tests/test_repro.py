@@ -12,7 +12,6 @@ from sample_records import failed, ok
 from leantune.cli import parser
 from leantune.errors import BadInput
 from leantune.files import record
-from leantune.machine.gpus import resolve_device
 from leantune.results import reproduce
 from leantune.spec.cells import cell_of_record, resolve_cell
 
@@ -261,8 +260,7 @@ def test_bad_files_are_one_sentence_and_exit_2(tmp_path, capsys):
 
 
 def test_a_gpu_record_needs_a_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr("leantune.machine.gpus._gpu_name", lambda: None)
-    resolve_device.cache_clear()
+    monkeypatch.setattr("leantune.machine.gpus.gpu_name", lambda: None)
     cell = resolve_cell("minilm-l6", "sentiment", "lora", device="cuda")
     made = ok("lora", key={"device": "cuda"}, command=shlex.join(cell.command("FILE")))
     with pytest.raises(BadInput, match="none answers here"):

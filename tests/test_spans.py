@@ -30,8 +30,9 @@ from leantune.files.text import read_csv
 from leantune.metrics import stats
 from leantune.metrics.question_answering import exact_match, token_f1
 from leantune.models.load import load_tokenizer
+from leantune.prediction.ask import Ask
 from leantune.prediction.metered_step import longest_batch
-from leantune.prediction.one import predict_names
+from leantune.prediction.one import predict
 from leantune.results import build
 from leantune.spec import plugins
 from leantune.training.evaluation import span_answers
@@ -230,7 +231,7 @@ def test_only_the_span_scores_are_the_head():
             "qa_outputs.weight",
             "qa_outputs.bias",
         }
-    counts = predict_names("minilm-l6", "head", task="squad", batch=2, length=16)["parameters"]
+    counts = predict(Ask("minilm-l6", "head", task="squad", batch=2, length=16))["parameters"]
     assert (counts["trainable"], counts["head"]) == (0, 2 * 384 + 2)
 
 

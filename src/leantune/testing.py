@@ -34,8 +34,8 @@ from leantune.errors import naming_extras
 from leantune.machine.audit import observed
 from leantune.models import export
 from leantune.models.load import load_model
-from leantune.prediction import one as predict
 from leantune.prediction.metered_step import Probe
+from leantune.prediction.one import build
 from leantune.spec import plugins
 from leantune.spec.stacks import merged_spec, parse_stack
 from leantune.training.evaluation import mean_loss
@@ -372,9 +372,9 @@ def check_prediction_equals_real_peak(subject: Subject) -> None:
         data = easy_data(subject.kind)
         shape = (3, 12)
         try:
-            built = predict.build(subject.model_spec, stack, ctx, 2, data)
+            built = build(subject.model_spec, stack, ctx, 2, data)
         except Unsupported:  # attaching needs values, and a prediction then takes real ones
-            built = predict.build(subject.model_spec, stack, ctx, 2, data, "cpu")
+            built = build(subject.model_spec, stack, ctx, 2, data, "cpu")
         model, _ = _attached(real_stack, subject, ctx)
         schedule = Schedule(steps=STEPS)
         predicted = Probe(stack, schedule, ctx, shape).fake(built, cuda=False)

@@ -40,7 +40,7 @@ def run(arguments: Namespace) -> None:
     elif under is not None:
         under = cards.parse_bytes(under)
     config = load_config(arguments.config, arguments.grid)
-    found = cost.draw_up(config, arguments.gpu, arguments.efficiency, under)
+    found = cost.estimate(config, arguments.gpu, arguments.efficiency, under)
     if arguments.csv:
         write_text(arguments.csv, cost.table(found))
     whole = {**asdict(found), "totals": found.totals()}

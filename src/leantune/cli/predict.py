@@ -8,7 +8,8 @@ from typing import Any
 
 from leantune.cli.flags import TRUST, flag, several
 from leantune.errors import BadInput
-from leantune.prediction import cards, many
+from leantune.prediction import cards, grid
+from leantune.prediction.ask import Ask, answers
 from leantune.spec.settings import parse_settings
 
 FLAGS = (
@@ -54,25 +55,13 @@ def run(arguments: Namespace) -> None:
             raise BadInput(
                 "--under searches for one model, method, batch and length; give one of each"
             )
-        found, describe = _grid(given, words), many.describe
+        found, describe = answers(grid.asks(*given, **words)), grid.describe
     else:
-        batch, length = (next(iter(values), None) for values in (arguments.batch, arguments.seq))
-        words |= {"batch": batch, "length": length}
-        names = (arguments.model[0], arguments.method[0])
+        batch, length = (next(iter(values), None) for values in given[2:])
+        ask = Ask(arguments.model[0], arguments.method[0], batch, length, **words)
         if arguments.under:
-            words = {key: value for key, value in words.items() if value is not None}
-            found = one.largest_shapes(cards.parse_bytes(arguments.under), *names, **words)
+            found = one.largest_shapes(cards.parse_bytes(arguments.under), ask)
             describe = one.describe_shapes
         else:
-            found, describe = one.predict_names(*names, **words), one.describe
+            found, describe = one.predict(ask), one.describe
     print(json.dumps(found) if arguments.json else describe(found))
-
-
-def _grid(given: tuple[list[Any], ...], words: dict[str, Any]) -> list[dict[str, Any]]:
-    asks = many.asks(*given, **words)
-    answers = []
-    with many.progress(len(asks)) as told:
-        for ask in asks:
-            answers.append(many.answer(ask))
-            told(answers[-1])
-    return answers

@@ -5,22 +5,23 @@ from __future__ import annotations
 
 import gzip
 import lzma
-import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from leantune.errors import BadInput
 
 _MOST_MEMBERS = 100_000
 _BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
-    *(
-        EOFError,
-        RuntimeError,
-    ),  # cut short; encrypted, or compressed in a way that zipfile does not know
+    # cut short; encrypted, or compressed in a way that zipfile does not know
+    *(EOFError, RuntimeError),
+    # a file and a folder of one name
+    *(FileExistsError, IsADirectoryError, NotADirectoryError),
 )
 
 
@@ -32,61 +33,41 @@ def unpack(archive: Path, folder: Path) -> None:
     bomb 1000. Raises BadInput for an archive that is broken or breaks these rules; the caller
     removes the folder then.
     """
-    limit = 2**24 + 100 * archive.stat().st_size
     try:
         if zipfile.is_zipfile(archive):
-            _unzip(archive, folder, limit)
+            with zipfile.ZipFile(archive) as packed:
+                # zipfile reads no more than the size that a member declares
+                listed = ((m, m.filename, m.file_size, _plain(m)) for m in packed.infolist())
+                packed.extractall(folder, _checked(archive, listed))
         elif tarfile.is_tarfile(archive):
-            _untar(archive, folder, limit)
+            with tarfile.open(archive) as tar:
+                named = ((m, m.name, m.size, m.isreg() or m.isdir()) for m in tar)
+                tar.extractall(folder, _checked(archive, named), filter="data")
         else:
             raise BadInput(f"{archive.name} is not a readable zip or tar archive; fetch it again")
-    except (*_BROKEN, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+    except _BROKEN as error:
         raise BadInput(f"archive {archive.name} is broken ({error}); fetch it again") from error
 
 
-def _unzip(archive: Path, folder: Path, limit: int) -> None:
-    with zipfile.ZipFile(archive) as opened:
-        members = opened.infolist()
-        _bound(archive, len(members), sum(m.file_size for m in members), limit)
-        for member in members:
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            target = _target(
-                archive, folder, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR)
-            )
-            if member.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # zipfile reads no more than the size that the member declares, so the bound above holds
-            with opened.open(member) as data, target.open("xb") as file:
-                shutil.copyfileobj(data, file, 2**20)
+def _plain(member: zipfile.ZipInfo) -> bool:
+    """Whether it is a file or a folder; 0 is what a packer on Windows writes."""
+    return stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
 
 
-def _untar(archive: Path, folder: Path, limit: int) -> None:
-    size = count = 0
-    with tarfile.open(archive) as opened:
-        for member in opened:
-            size, count = size + member.size, count + 1
-            _bound(archive, count, size, limit)
-            _target(archive, folder, member.name, member.isreg() or member.isdir())
-            opened.extract(member, folder, filter="data")
-
-
-def _bound(archive: Path, members: int, size: int, limit: int) -> None:
-    if members > _MOST_MEMBERS or size > limit:
-        raise BadInput(
-            f"archive {archive.name} unpacks to over {limit} bytes or {_MOST_MEMBERS} files; not trusted"
-        )
-
-
-def _target(archive: Path, folder: Path, name: str, plain: bool) -> Path:
-    path = PurePosixPath(name)
-    if not plain:
-        raise BadInput(
-            f"archive {archive.name} holds '{name}', a link or device; only plain files are unpacked"
-        )
-    if path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise BadInput(
-            f"archive {archive.name} holds '{name}', a path outside its folder; it is not unpacked"
-        )
-    return folder / path
+def _checked(archive: Path, members: Iterable[tuple[Any, str, int, bool]]) -> Iterator[Any]:
+    """The members of (member, name, size, plain), each once it has been found to be harmless."""
+    limit = 2**24 + 100 * archive.stat().st_size
+    total = 0
+    for count, (member, name, size, plain) in enumerate(members, 1):
+        total += size
+        path = PurePosixPath(name)
+        wrong = None
+        if count > _MOST_MEMBERS or total > limit:
+            wrong = f"unpacks to over {limit} bytes or {_MOST_MEMBERS} files; not trusted"
+        elif not plain:
+            wrong = f"holds '{name}', a link or device; only plain files are unpacked"
+        elif path.is_absolute() or ".." in path.parts or "\\" in name:
+            wrong = f"holds '{name}', a path outside its folder; it is not unpacked"
+        if wrong:
+            raise BadInput(f"archive {archive.name} {wrong}")
+        yield member

@@ -4,19 +4,22 @@ checked when it is used, and made again when a file in it was damaged."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from leantune.errors import BadInput
 
 logger = logging.getLogger(__name__)
+
+Digests = dict[str, tuple[int, int, str]]  # by name: bytes, time of the last change in ns, sha256
 
 
 def cache_folder() -> Path:
@@ -32,20 +35,17 @@ def entry(key: str, build: Callable[[Path], None]) -> Path:
     then.
     """
     folder = cache_folder() / key
-    if folder.exists() and _damage(folder) is None:
-        return folder / "files"
-    try:
-        with lock(folder):
-            damage = _damage(folder) if folder.exists() else None
-            if damage:
-                logger.warning("cached %s is damaged (%s): fetching it again", folder, damage)
-            if damage or not folder.exists():
-                _populate(folder, build, damage)
-    except OSError as error:
-        raise BadInput(
-            f"the cache folder {folder.parent} cannot be written ({error.strerror or error}); "
-            "free some space or set LEANTUNE_CACHE to another folder"
-        ) from error
+    if _damage(folder):
+        try:
+            with FileLock(f"{folder}.lock"):
+                damage = _damage(folder)  # asked again, as another process may have been faster
+                if damage:
+                    _populate(folder, build, damage)
+        except OSError as error:
+            raise BadInput(
+                f"the cache folder {folder.parent} cannot be written ({error.strerror or error}); "
+                "free some space or set LEANTUNE_CACHE to another folder"
+            ) from error
     return folder / "files"
 
 
@@ -55,27 +55,35 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _populate(folder: Path, build: Callable[[Path], None], damage: str | None) -> None:
+def digests(folder: Path, names: Iterable[str], known: Mapping[str, Any]) -> Digests:
+    """Size, time and sha256 of the files `names` in `folder`; bytes are read only where size or
+    time are not those `known`."""
+    found: Digests = {}
+    for name in names:
+        stat = (folder / name).stat()
+        size, modified, digest = known.get(name, (None, None, ""))
+        if (size, modified) != (stat.st_size, stat.st_mtime_ns):
+            digest = file_sha256(folder / name)
+        found[name] = stat.st_size, stat.st_mtime_ns, digest
+    return found
+
+
+def _populate(folder: Path, build: Callable[[Path], None], damage: str) -> None:
     """Build beside `folder`, then rename. Call with the lock held."""
+    if folder.exists():
+        logger.warning("cached %s is damaged (%s): fetching it again", folder, damage)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     try:
         files = partial / "files"
         files.mkdir(parents=True)
         build(files)
-        manifest = {}
-        for path in sorted(p for p in files.rglob("*") if p.is_file()):
-            stat = path.stat()
-            manifest[str(path.relative_to(files))] = [
-                stat.st_size,
-                stat.st_mtime_ns,
-                file_sha256(path),
-            ]
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=0))
+        names = sorted(str(p.relative_to(files)) for p in files.rglob("*") if p.is_file())
+        (partial / "manifest.json").write_text(json.dumps(digests(files, names, {}), indent=0))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except BadInput as error:
-        if damage:
+        if folder.exists():
             raise BadInput(
                 f"cached {folder} is damaged ({damage}) and cannot be replaced: {error}"
             ) from error
@@ -85,30 +93,15 @@ def _populate(folder: Path, build: Callable[[Path], None], damage: str | None) -
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a cache entry, or None. Bytes are read only where the modification time
-    changed."""
+    """What is wrong with a cache entry, or None."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):
         return "manifest.json is missing or unreadable"
-    for name, (size, modified, digest) in manifest.items():
-        path = folder / "files" / name
-        try:
-            stat = path.stat()
-        except OSError:
-            return f"{name} is missing"
-        if stat.st_size != size:
-            return f"{name} has {stat.st_size} bytes, not {size}"
-        if stat.st_mtime_ns != modified and file_sha256(path) != digest:
-            return f"{name} was changed"
-    return None
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold the lock beside `folder` against other processes and threads; the system frees it when a
-    process dies."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(folder.name + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    files = folder / "files"
+    missing = [name for name in manifest if not (files / name).is_file()]
+    if missing:
+        return f"{missing[0]} is missing"
+    now = digests(files, manifest, manifest)
+    changed = [name for name in manifest if now[name][2] != manifest[name][2]]
+    return f"{changed[0]} was changed" if changed else None

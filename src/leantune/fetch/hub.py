@@ -8,17 +8,19 @@ or from a mirror (`LEANTUNE_MIRROR`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from leantune.errors import BadInput
-from leantune.fetch.cache import cache_folder, file_sha256, lock
+from leantune.fetch.cache import cache_folder, digests
 from leantune.files.parse import check, read_json
 from leantune.files.record import write_json
 
@@ -64,19 +66,14 @@ def fetch_repository(source: Mapping[str, Any]) -> Path:
         raise BadInput(
             f"hub {name} has no file that matches {source.get('files', '*')}; correct `files:`"
         )
-    with lock(
-        cache_folder() / f"sources-{hashlib.sha256(str(lock_file()).encode()).hexdigest()[:16]}"
-    ):
+    with FileLock(cache_folder() / f"sources-{_short_hash(lock_file())}.lock"):
         locked = _read_lock()
         known = locked.get(key, {"revision": None, "files": {}})
         if None in (revision, known["revision"]) or revision == known["revision"]:
             _check(source, known["files"], found)
-            entry = {
-                "revision": revision or known["revision"],
-                "files": {**known["files"], **found},
-            }
-            if entry != known:
-                write_json(lock_file(), {**locked, key: entry})
+            now = {"revision": revision or known["revision"], "files": {**known["files"], **found}}
+            if now != known:
+                write_json(lock_file(), {**locked, key: now})
             return folder
     return fetch_repository(source)  # meanwhile another process has locked another commit
 
@@ -102,13 +99,12 @@ def _key(source: Mapping[str, Any]) -> str:
 
 
 def _read_lock() -> dict[str, dict[str, Any]]:
-    from leantune.files.schema import Lock
+    from leantune.files.schema import Lock  # here, as it imports pydantic
 
-    file = lock_file()
-    if not file.exists():
-        return {}
-    locked = read_json(file, "lock of sources")
-    check(locked, Lock, file)
+    locked: dict[str, dict[str, Any]] = {}
+    if lock_file().exists():
+        locked = read_json(lock_file(), "lock of sources")
+        check(locked, Lock, lock_file())
     return locked
 
 
@@ -123,125 +119,101 @@ def _mirrored(source: Mapping[str, Any]) -> Path | None:
         raise BadInput(
             f"LEANTUNE_MIRROR names '{mirror}', which is not a folder; mend or unset the variable"
         )
-    name = str(source["hub"])
-    places = (
-        [root / "datasets" / name, root / name]
-        if source.get("repo_type") == "dataset"
-        else [root / name]
-    )
+    above = [root / "datasets", root] if source.get("repo_type") == "dataset" else [root]
+    places = [folder / str(source["hub"]) for folder in above]
     return next((place for place in places if place.is_dir()), None)
 
 
 def _downloaded(source: Mapping[str, Any], revision: str | None) -> Path:
     """A snapshot in the user's own Hugging Face cache, whose folder is named by its commit. Nothing
     is asked of the hub for files of a commit that are there already."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import constants, errors, snapshot_download
 
     name, kind = str(source["hub"]), str(source.get("repo_type", "model"))
 
     def snapshot(ignored: list[str]) -> Path:
-        return Path(
-            snapshot_download(
-                name,
-                repo_type=kind,
-                revision=revision,
-                allow_patterns=source.get("files"),
-                ignore_patterns=ignored,
-            )
+        folder = snapshot_download(
+            name,
+            repo_type=kind,
+            revision=revision,
+            allow_patterns=source.get("files"),
+            ignore_patterns=ignored,
         )
+        return Path(folder)
 
     try:
         if kind == "dataset":
             return snapshot([])
         folder = snapshot([*_OTHER_FRAMEWORKS, _PICKLES])
         return folder if any(folder.rglob("*.safetensors")) else snapshot(_OTHER_FRAMEWORKS)
-    except GatedRepoError as error:
+    except (OSError, ValueError) as error:  # every error of the hub library is one of these
         page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
-        raise BadInput(
-            f"hub {name} is gated: ask for access on {page}, then run `hf auth login` or set HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise BadInput(
-            f"hub {name} has no revision '{revision}'; correct `revision:` or leave it out"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise BadInput(
-            f"the hub has no {kind} {name} that you may read; correct the name or `repo_type:`, or run `hf auth login` "
-            "if it is private"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         at = f" at {revision}" if revision else ""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(
-            f"hub {name}{at} could not be fetched ({reason[:300]}); check the network and HF_HUB_OFFLINE, or put its "
-            "files in a folder and set LEANTUNE_MIRROR to it"
-        ) from error
+        sayings = {
+            errors.GatedRepoError: f"hub {name} is gated: ask for access on {page}, then run "
+            "`hf auth login` or set HF_TOKEN",
+            errors.RevisionNotFoundError: f"hub {name} has no revision '{revision}'; correct "
+            "`revision:` or leave it out",
+            errors.RepositoryNotFoundError: f"the hub has no {kind} {name} that you may read; "
+            "correct the name or `repo_type:`, or run `hf auth login` if it is private",
+            Exception: f"hub {name}{at} could not be fetched ({reason[:300]}); check the network "
+            "and HF_HUB_OFFLINE, or put its files in a folder and set LEANTUNE_MIRROR to it",
+        }
+        said = next(text for class_, text in sayings.items() if isinstance(error, class_))
+        raise BadInput(said) from error
 
 
 def _used(folder: Path, source: Mapping[str, Any]) -> list[str]:
     """The names of the files that a source uses, hidden ones (.git, .gitattributes) left out."""
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    names = [
-        path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)
-    ]
-    names = [name for name in names if _matches(name, source.get("files", ["*"]))]
+    names = [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
+    names = _matching(names, source.get("files"))
     if source.get("repo_type") == "dataset":
         return names
-    ignored = (
-        [*_OTHER_FRAMEWORKS, _PICKLES]
-        if any(n.endswith(".safetensors") for n in names)
-        else _OTHER_FRAMEWORKS
-    )
-    return [name for name in names if not _matches(name, ignored)]
+    pickles = [_PICKLES] if _matching(names, "*.safetensors") else []
+    return _matching(names, None, [*_OTHER_FRAMEWORKS, *pickles])
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+def _matching(names: Iterable[str], allowed: Any, ignored: list[str] | None = None) -> list[str]:
+    """The names that the hub's own rules let through: those that match a pattern of `allowed`, all
+    where it is None, and none of `ignored`."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    return list(filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=ignored))
+
+
+def _short_hash(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:32]
 
 
 def _digests(folder: Path, names: list[str]) -> Files:
     """Size and sha256 of each file. Bytes are read again only where size or modification time
     changed."""
-    file = cache_folder() / "digests" / f"{hashlib.sha256(str(folder).encode()).hexdigest()}.json"
-    try:
+    file = cache_folder() / "digests" / f"{_short_hash(folder)}.json"
+    known = {}
+    with contextlib.suppress(OSError, ValueError):
         known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        known = {}
-    found: Files = {}
-    read = {}
-    for name in names:
-        stat = (folder / name).stat()
-        size, modified, digest = known.get(name, (None, None, None))
-        if (size, modified) != (stat.st_size, stat.st_mtime_ns):
-            digest = file_sha256(folder / name)
-            read[name] = [stat.st_size, stat.st_mtime_ns, digest]
-        found[name] = {"size": stat.st_size, "sha256": digest}
-    if read:
-        write_json(file, {**known, **read})
-    return found
+    found = digests(folder, names, known)
+    if any(list(found[name]) != known.get(name) for name in names):
+        write_json(file, {**known, **found})
+    return {name: {"size": size, "sha256": digest} for name, (size, _, digest) in found.items()}
 
 
 def _check(source: Mapping[str, Any], locked: Files, found: Files) -> None:
     """Raise BadInput for a file that is not the one that was locked, or for data of which one is
     missing."""
-    name = source["hub"]
-    accept = f"get the locked files, or accept these by removing the entry '{_key(source)}' from {lock_file()}"
-    for file, now in found.items():
-        then = locked.get(file, now)
-        if now != then:
-            raise BadInput(
-                f"hub {name}: {file} has sha256 {now['sha256']}, but {then['sha256']} is locked; {accept}"
-            )
-    if (
-        source.get("repo_type") == "dataset"
-    ):  # a shard less is another data set, where a model would not load
-        missing = [f for f in locked if f not in found and _matches(f, source.get("files", ["*"]))]
-        if missing:
-            raise BadInput(f"hub {name}: {missing[0]} is locked and missing; {accept}")
+    accept = (
+        "get the locked files, or accept these by removing the entry "
+        f"'{_key(source)}' from {lock_file()}"
+    )
+    wrong = [
+        f"{file} has sha256 {now['sha256']}, but {locked[file]['sha256']} is locked"
+        for file, now in found.items()
+        if now != locked.get(file, now)
+    ]
+    if source.get("repo_type") == "dataset":  # of a model, a file that is missing is noticed later
+        wanted = _matching(locked, source.get("files"))
+        wrong += [f"{file} is locked and missing" for file in wanted if file not in found]
+    if wrong:
+        raise BadInput(f"hub {source['hub']}: {wrong[0]}; {accept}")

@@ -8,9 +8,9 @@ path.
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,12 @@ def fetch(source: Mapping[str, Any], base: Path | None = None) -> Path:
     found = kinds[named[0]](source, base or Path.cwd())
     if "path" not in source:
         return found
+    *archives, member = str(source["path"]).split("!")
     if found.is_file():
         found = _unpacked(found)
-    *archives, member = str(source["path"]).split("!")
     for archive in archives:
-        found = _unpacked(_inside(found, archive, source))
-    return _inside(found, member, source)
+        found = _unpacked(_inside(found, archive, str(source[named[0]])))
+    return _inside(found, member, str(source[named[0]]))
 
 
 def _unpacked(archive: Path) -> Path:
@@ -58,18 +58,14 @@ def _unpacked(archive: Path) -> Path:
     return entry(file_sha256(archive), lambda folder: unpack(archive, folder))
 
 
-def _inside(folder: Path, member: str, source: Mapping[str, Any]) -> Path:
+def _inside(folder: Path, member: str, source: str) -> Path:
     path = folder / member
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BadInput(f"path '{member}' leaves its source; write a path inside it")
     if not path.exists():
         known = sorted(p.name for p in folder.iterdir())[:8]
-        raise BadInput(f"source {_name(source)} has no '{member}'; it holds {', '.join(known)}")
+        raise BadInput(f"source {source} has no '{member}'; it holds {', '.join(known)}")
     return path
-
-
-def _name(source: Mapping[str, Any]) -> str:
-    return str(source.get("package") or source.get("hub") or source.get("local"))
 
 
 def _package(source: Mapping[str, Any], base: Path) -> Path:
@@ -82,51 +78,42 @@ def _package(source: Mapping[str, Any], base: Path) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+", requirement):
         raise BadInput(f"package '{requirement}' must be written name==version")
 
+    name = requirement.partition("==")[0]
+    form = ["--no-binary" if source.get("sdist") else "--only-binary", name]
+
     def build(folder: Path) -> None:
-        download = folder.parent / "download"
-        unpack(_download(requirement, digest, bool(source.get("sdist")), download), folder)
-        shutil.rmtree(download)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as download:
+            unpack(_download(requirement, digest, form, Path(download)), folder)
 
     return entry(digest, build)
 
 
-def _download(requirement: str, digest: str, sdist: bool, folder: Path) -> Path:
-    """Let pip fetch one file from whatever index it is set up for, and check its hash.
+def _download(requirement: str, digest: str, form: list[str], folder: Path) -> Path:
+    """Let pip fetch one file from whatever index it is set up for, into an empty folder.
 
-    pip checks the hash too, before it asks a source package's own code for its metadata.
+    pip checks the hash, before it asks a source package's own code for its metadata.
     """
-    folder.mkdir()
-    listing = folder.with_name("requirement.txt")
-    listing.write_text(f"{requirement} --hash=sha256:{digest}\n")
-    name = requirement.partition("==")[0]
-    form = ["--no-binary" if sdist else "--only-binary", name]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--no-cache-dir",
-        *form,
-    ]
+    wanted = folder / "requirement.txt"
+    wanted.write_text(f"{requirement} --hash=sha256:{digest}\n")
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--no-cache-dir", *form]
     done = subprocess.run(
-        [*command, "--dest", str(folder), "--requirement", str(listing)],
+        [*pip, "--dest", str(folder), "--requirement", str(wanted)],
         capture_output=True,
         text=True,
         check=False,
     )
-    listing.unlink()
     if "DO NOT MATCH THE HASHES" in done.stderr:
         raise BadInput(
-            f"package {requirement} has another sha256 than {digest}; correct it if the file is right"
+            f"package {requirement} has another sha256 than {digest}; correct it if the file is "
+            "right"
         )
-    files = list(folder.iterdir())
+    files = [file for file in folder.iterdir() if file != wanted]
     if done.returncode or len(files) != 1:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip said nothing"]
         raise BadInput(
-            f"package {requirement} could not be downloaded ({lines[-1].removeprefix('ERROR: ')}); "
-            "check the name, the network and pip's index settings"
+            f"package {requirement} could not be downloaded "
+            f"({lines[-1].removeprefix('ERROR: ')}); check the name, the network and pip's index "
+            "settings"
         )
     _check(files[0], digest, requirement)
     return files[0]

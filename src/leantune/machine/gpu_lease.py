@@ -8,7 +8,6 @@ memory and time would spoil the cell's.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -17,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from filelock import lock_descriptor
+
 from leantune.errors import BadInput
 from leantune.machine.gpus import MIB, Gpu, visible
-from leantune.machine.memory import lease_folder, open_shared
+from leantune.machine.memory_lease import lease_folder, open_shared
 
 IDLE_BYTES = 512 * MIB  # what a driver, or a desktop, may hold on a device that nobody computes on
 
@@ -53,40 +54,33 @@ def gpu_lease(
     while True:
         leased, busy = [], []
         for gpu in devices():
-            file = open_shared(folder / f"{gpu.uuid}.gpu")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                leased.append(f"GPU {gpu.index} ({_holder(file)})")
-                file.close()
-                continue
-            if gpu.users or gpu.used_bytes > IDLE_BYTES:
-                busy.append(f"GPU {gpu.index} ({gpu.name}): {gpu.holder()}")
-                file.close()
-                continue
-            with file:
-                _sign(file)
-                yield Leased(gpu, file.fileno())
-            return
-        if not leased and time.monotonic() - asked >= patience_seconds:
-            what = "; ".join(busy) or "there is none that CUDA_VISIBLE_DEVICES allows"
-            raise BadInput(
-                f"no free GPU: {what}. Wait for it, or name others in CUDA_VISIBLE_DEVICES"
-            )
+            with open_shared(folder / f"{gpu.uuid}.gpu") as file:
+                if not lock_descriptor(file.fileno(), blocking=False):
+                    leased.append(f"GPU {gpu.index} ({_holder(file)})")
+                elif gpu.users or gpu.used_bytes > IDLE_BYTES:
+                    busy.append(f"GPU {gpu.index} ({gpu.name}): {gpu.holder()}")
+                else:
+                    _sign(file)
+                    yield Leased(gpu, file.fileno())
+                    return
         if leased:
             asked = time.monotonic()
             if wait_message and not waited:
                 wait_message(f"waiting for a GPU, as cells hold {', '.join(leased)}")
             waited = True
+        elif time.monotonic() - asked >= patience_seconds:
+            what = "; ".join(busy) or "there is none that CUDA_VISIBLE_DEVICES allows"
+            raise BadInput(
+                f"no free GPU: {what}. Wait for it, or name others in CUDA_VISIBLE_DEVICES"
+            )
         time.sleep(poll_seconds)
 
 
 def _sign(file: IO[str]) -> None:
     """Say in the file who holds it, where it is one's own file."""
     if file.writable():
-        file.seek(0)
-        file.truncate()
-        json.dump({"pid": os.getpid()}, file)
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid()}))
         file.flush()
 
 

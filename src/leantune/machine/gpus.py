@@ -3,13 +3,15 @@ may ask."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
 import re
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -28,12 +30,15 @@ class Gpu:
     name: str
     used_bytes: int
     total_bytes: int
-    users: tuple[int, ...] = field(default=())  # process ids
+    users: tuple[int, ...] = ()  # process ids
 
     def holder(self) -> str:
         """Who uses it, in words."""
         if not self.users:
-            return f"{self.used_bytes / MIB:.0f} MiB of its memory are in use by a process that nvidia-smi does not show"
+            return (
+                f"{self.used_bytes / MIB:.0f} MiB of its memory are in use by a process that "
+                "nvidia-smi does not show"
+            )
         return "it is used by " + ", ".join(_described(pid) for pid in self.users)
 
 
@@ -43,8 +48,7 @@ def visible() -> list[Gpu]:
 
     Raises BadInput where nvidia-smi does not answer.
     """
-    rows = _query("gpu", "index", "uuid", "name", "memory.used", "memory.total")
-    apps = [(uuid, int(pid)) for uuid, pid in _query("compute-apps", "gpu_uuid", "pid")]
+    users = [(uuid, int(pid)) for uuid, pid in _query("compute-apps", "gpu_uuid", "pid")]
     found = [
         Gpu(
             int(index),
@@ -52,9 +56,11 @@ def visible() -> list[Gpu]:
             name,
             int(used) * MIB,
             int(total) * MIB,
-            tuple(pid for u, pid in apps if u == uuid),
+            tuple(pid for on, pid in users if on == uuid),
         )
-        for index, uuid, name, used, total in rows
+        for index, uuid, name, used, total in _query(
+            "gpu", "index", "uuid", "name", "memory.used", "memory.total"
+        )
     ]
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
@@ -68,27 +74,35 @@ def visible() -> list[Gpu]:
     ]
 
 
-def _query(what: str, *fields: str) -> list[list[str]]:
-    """Rows of `nvidia-smi --query-WHAT`; memory in MiB."""
+def start_query(
+    what: str, fields: tuple[str, ...], *options: str, output: int | IO[str] = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """Start `nvidia-smi --query-WHAT`, which writes `fields`, set apart by commas, to `output`.
+    Raises OSError where there is no such program."""
     command = ["nvidia-smi", f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
+    return subprocess.Popen(
+        [*command, *options], stdout=output, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def _query(what: str, *fields: str) -> list[list[str]]:
+    """The rows of a query; memory is in MiB. Raises BadInput where none is to be had."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        with start_query(what, fields) as asked:
+            try:
+                lines = asked.communicate(timeout=20)[0].splitlines()
+            finally:
+                asked.kill()
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BadInput(
             f"nvidia-smi does not answer ({error}); a GPU cannot be leased without it"
         ) from error
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines() or ["no reason given"]
+    said = lines or ["no reason given"]
+    if asked.returncode:
         raise BadInput(f"nvidia-smi failed ({said[-1][:200]}); a GPU cannot be leased without it")
-    rows = [
-        [cell.strip() for cell in line.split(",")]
-        for line in done.stdout.splitlines()
-        if line.strip()
-    ]
+    rows = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip()]
     if any(len(row) != len(fields) for row in rows):
-        raise BadInput(
-            f"nvidia-smi gave an answer that is not understood: {done.stdout.splitlines()[0][:200]}"
-        )
+        raise BadInput(f"nvidia-smi gave an answer that is not understood: {said[0][:200]}")
     return rows
 
 
@@ -101,37 +115,28 @@ def _described(pid: int) -> str:
 
 
 @functools.cache
+def gpu_name() -> str | None:
+    """The name of the first GPU; None where none answers."""
+    try:
+        return next((name for (name,) in _query("gpu", "name")), None)
+    except BadInput:
+        return None
+
+
 def resolve_device(device: str) -> str:
     """`auto` is cuda where a GPU answers. Asks nvidia-smi, so that no torch is imported."""
     if device != "auto":
         return device
-    return "cuda" if _gpu_name() else "cpu"
-
-
-@functools.cache
-def _gpu_name() -> str | None:
-    try:
-        out = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    names = [line.strip() for line in out.stdout.splitlines() if line.strip()]
-    return names[0] if out.returncode == 0 and names else None
+    return "cuda" if gpu_name() else "cpu"
 
 
 @functools.cache
 def hardware_name(device: str) -> str:
     """The GPU's name, or the CPU's model; times are compared only where it is equal."""
     if device == "cuda":
-        return _gpu_name() or "unknown GPU"
-    try:
+        return gpu_name() or "unknown GPU"
+    model = None
+    with contextlib.suppress(OSError):  # only Linux has this file
         text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return model.group(1).strip() if model else platform.processor() or platform.machine()

@@ -10,6 +10,8 @@ import subprocess
 import tempfile
 from typing import Any
 
+from leantune.machine.gpus import start_query
+
 FIELDS = (
     "clocks.sm",
     "clocks.max.sm",
@@ -42,20 +44,10 @@ class Clocks:
     def __enter__(self) -> Clocks:
         if self.wanted:
             device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0] or "0"
-            command = [
-                "nvidia-smi",
-                f"--id={device}",
-                f"--query-gpu={','.join(FIELDS)}",
-                f"--loop-ms={EVERY_MS}",
-            ]
             self._output = tempfile.TemporaryFile("w+")  # a pipe would fill up in a long run
+            often = (f"--id={device}", f"--loop-ms={EVERY_MS}")
             with contextlib.suppress(OSError):
-                self._sampler = subprocess.Popen(
-                    [*command, "--format=csv,noheader,nounits"],
-                    stdout=self._output,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                )
+                self._sampler = start_query("gpu", FIELDS, *often, output=self._output)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""The bill of a config before it is paid: memory, FLOPs and hours of every run, on a named GPU.
+"""The cost of a config before it runs: memory, FLOPs and hours of every run, on a named GPU.
 
 Memory and the FLOPs of a training step are predicted without weights and without data. A run's
 FLOPs are those of its steps, with every sequence as long as the task allows, and of its
@@ -16,38 +16,23 @@ from typing import Any
 
 from leantune.errors import BadInput
 from leantune.files.text import bytes_text, csv_text, text_table
-from leantune.prediction import cards, many
+from leantune.prediction import cards
+from leantune.prediction.ask import SHAPE, Ask, Row, answers
 from leantune.spec.cells import Cell, resolve_cell
 from leantune.spec.config import TIMED_SETTINGS, expand, settings_for
 from leantune.spec.stacks import Part
 from leantune.spec.trials import planned_trials
 
-Row = dict[str, Any]
-
 COLUMNS = (
-    *(
-        "what",
-        "grids",
-        "model",
-        "task",
-        "method",
-        "runs",
-        "batch",
-        "seq",
-        "steps",
-        "dtype",
-        "status",
-        "reason",
-    ),
-    *("memory_bytes", "smallest_card", "flops_per_step", "flops", "hours"),
+    *("what", "grids", "model", "task", "method", "runs", "batch", "seq", "steps", "dtype"),
+    *("status", "reason", "memory_bytes", "smallest_card", "flops_per_step", "flops", "hours"),
 )
+LEFT_OUT = {  # why a run is not counted: how its list begins
+    "too large": "left out, above {limit}:",
+    "unsupported": "left out, not predicted:",
+    "not_run": "not run:",
+}
 _RATES = ("lr", "lr_scale")  # settings that no allocation and no FLOP depends on
-_SHAPE = (
-    "length",
-    "dtype",
-    "checkpointing",
-    "clip",
-)  # of the training settings, those that some depend on
 
 
 @dataclass(frozen=True)
@@ -62,7 +47,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Bill:
+class Estimate:
     """The rows of COLUMNS, in the config's order, and what they are for. Runs that differ in their
     seed only, or in what changes no figure, are one row; `flops` and `hours` are those of one of
     them."""
@@ -78,10 +63,10 @@ class Bill:
         """Runs, FLOPs and hours of each grid as if it were run alone, then of the whole config
         (`all`), in which runs that grids share count once. `runs`, `flops` and `hours` are of rows
         with status `ok`, the others are counted under their status."""
-        chosen = {
-            name: [row for row in self.rows if name in row["grids"]] for name in self.grids
-        } | {"all": self.rows}
-        return [{"grid": name, **_total(rows)} for name, rows in chosen.items()]
+        chosen = {name: [row for row in self.rows if name in row["grids"]] for name in self.grids}
+        return [
+            {"grid": name, **_total(rows)} for name, rows in {**chosen, "all": self.rows}.items()
+        ]
 
 
 def items(config: Mapping[str, Any]) -> list[Item]:
@@ -89,56 +74,46 @@ def items(config: Mapping[str, Any]) -> list[Item]:
     step times, and the cells of its blocks with `not_run`. Raises BadInput for a wrong word in the
     config."""
     found: dict[tuple[str, str], Item] = {}
-
-    def add(what: str, cell: Cell, grid: str | None, not_run: str | None = None) -> None:
-        grids = () if grid is None else (grid,)
-        former = found.setdefault(
-            (what, cell.record_path), Item(what, cell, grids, not_run=not_run)
-        )
-        if not set(grids) <= set(former.grids):
-            found[what, cell.record_path] = replace(former, grids=(*former.grids, *grids))
-
     for block in config["cells"]:
-        not_run, grid = block.get("not_run"), block.get("grid")
         runnable = {name: setting for name, setting in block.items() if name != "not_run"}
         alone = {**config, "cells": [runnable]}
-        for cell in expand(alone):
-            add("cell", cell, grid, not_run)
-        for trial in (cell for cells in planned_trials(alone).values() for cell in cells):
-            add("trial", trial, grid, not_run)
-    return [
-        *found.values(),
-        *(item for block in config["timing"] for item in _timed(config, block)),
+        trials = [cell for cells in planned_trials(alone).values() for cell in cells]
+        for cell in [*expand(alone), *trials]:
+            what = "cell" if cell.trial is None else "trial"
+            new = Item(what, cell, (), not_run=block.get("not_run"))
+            former = found.get((what, cell.record_path), new)
+            grids = dict.fromkeys([*former.grids, *_grids(block)])
+            found[what, cell.record_path] = replace(former, grids=tuple(grids))
+    # the cells that take turns for a block of `timing`, each as often as there are rounds
+    timed = [
+        Item("timing", _timed(config, block, model, task, method), _grids(block), block["rounds"])
+        for block in ({"rounds": 3, **block} for block in config["timing"])
+        for model in block["models"]
+        for task in block["tasks"]
+        for method in dict.fromkeys(["full", *block["methods"]])
     ]
+    return [*found.values(), *timed]
 
 
-def _timed(config: Mapping[str, Any], block: Mapping[str, Any]) -> list[Item]:
-    """The cells that take turns for a block of `timing`, each as often as there are rounds."""
-    grids = (block["grid"],) if "grid" in block else ()
-    found = []
-    for model in block["models"]:
-        for task in block["tasks"]:
-            for method in dict.fromkeys(["full", *block["methods"]]):
-                settings = {**TIMED_SETTINGS, **settings_for(config, block, method, task)}
-                cell = resolve_cell(
-                    model,
-                    task,
-                    method,
-                    device=config["device"],
-                    overrides=settings,
-                    on=config["hardware"],
-                )
-                found.append(Item("timing", cell, grids, block.get("rounds", 3)))
-    return found
+def _grids(block: Mapping[str, Any]) -> tuple[str, ...]:
+    return (block["grid"],) if "grid" in block else ()
 
 
-def draw_up(
+def _timed(
+    config: Mapping[str, Any], block: Mapping[str, Any], model: str, task: str, method: str
+) -> Cell:
+    settings = {**TIMED_SETTINGS, **settings_for(config, block, method, task)}
+    device, on = config["device"], config["hardware"]
+    return resolve_cell(model, task, method, device=device, overrides=settings, on=on)
+
+
+def estimate(
     config: Mapping[str, Any],
     gpu: str,
     efficiency: float = cards.EFFICIENCY,
     under: int | None = None,
-) -> Bill:
-    """The bill for one GPU by name. A run that needs more memory than `under` bytes, or without it
+) -> Estimate:
+    """The cost on one GPU by name. A run that needs more memory than `under` bytes, or without it
     than the GPU has, is `too large`; one that cannot be predicted is `unsupported`, both with the
     reason.
 
@@ -149,28 +124,23 @@ def draw_up(
             f"--gpu '{gpu}' is no card whose peak is known; known: {', '.join(cards.PEAK_TFLOPS)}"
         )
     limit = cards.usable_bytes(gpu) if under is None else under
-    asked: list[tuple[Item, str]] = []
-    asks: dict[str, tuple[Cell, many.Ask]] = {}
-    for item in items(config):
-        ask = _ask(item.cell)
-        asked.append((item, _key(item.cell, ask)))
-        if item.cell.model_name != "none":  # a control without a model
-            asks.setdefault(_key(item.cell, ask), (item.cell, ask))
-    answers: dict[str, Row] = {}
-    with many.progress(len(asks)) as told:
-        for name, (cell, ask) in asks.items():
-            answers[name] = many.answer(ask)
-            told({**answers[name], "method": cell.method})
+    # a control has no model, so there is nothing to predict
+    planned = [
+        (item, None if item.cell.model_name == "none" else _ask(item.cell))
+        for item in items(config)
+    ]
+    asks = {ask.hash: ask for _, ask in planned if ask}
+    known = dict(zip(asks, answers(list(asks.values())), strict=True))
     rows: dict[str, Row] = {}
-    for item, name in asked:
-        row = _row(item, answers.get(name), gpu, efficiency, limit)
+    for item, ask in planned:
+        row = _row(item, known[ask.hash] if ask else None, gpu, efficiency, limit)
         former = rows.setdefault(json.dumps({**row, "runs": 0}), {**row, "runs": 0})
         former["runs"] += item.runs
-    grids = dict.fromkeys(block["grid"] for block in config["cells"] if "grid" in block)
-    return Bill(gpu, efficiency, limit, list(grids), list(rows.values()), len(asks))
+    grids = dict.fromkeys(grid for block in config["cells"] for grid in _grids(block))
+    return Estimate(gpu, efficiency, limit, list(grids), list(rows.values()), len(asks))
 
 
-def _ask(cell: Cell) -> many.Ask:
+def _ask(cell: Cell) -> Ask:
     """The prediction for a cell. Every setting is named, so that the points that set them need not
     be.
 
@@ -183,12 +153,15 @@ def _ask(cell: Cell) -> many.Ask:
         for name, value in _declared(part, cell.task.name).items()
         if name not in _RATES
     }
-    micro, repeats = _micro_batch(cell), min(2, cell.training["accumulate"])
-    training = {name: cell.training[name] for name in _SHAPE}
-    training |= {"batch": micro * repeats, "accumulate": repeats}
-    stack = "+".join(part.plugin.name for part in cell.parts)
-    words = {"task": cell.task.name, "settings": settings, "training": training}
-    return many.Ask(cell.model.name, stack, micro * repeats, cell.training["length"], words)
+    repeats = min(2, cell.training["accumulate"])
+    shape = {"batch": _micro_batch(cell) * repeats, "accumulate": repeats}
+    return Ask(
+        cell.model.name,
+        "+".join(part.plugin.name for part in cell.parts),
+        task=cell.task.name,
+        settings=settings,
+        training={**{name: cell.training[name] for name in ("dtype", *SHAPE)}, **shape},
+    )
 
 
 def _declared(part: Part, task: str) -> dict[str, Any]:
@@ -198,21 +171,12 @@ def _declared(part: Part, task: str) -> dict[str, Any]:
     return {**part.params, **(published if part.slot == "vocabulary" and not part.point else {})}
 
 
-def _key(cell: Cell, ask: many.Ask) -> str:
-    """What a prediction depends on; equal keys share one."""
-    kind = cell.task.spec.kind
-    return json.dumps(
-        [ask.model, ask.method, kind, ask.words["settings"], ask.words["training"]], sort_keys=True
-    )
-
-
 def _micro_batch(cell: Cell) -> int:
     return max(1, cell.training["batch"] // cell.training["accumulate"])
 
 
 def _row(item: Item, answer: Row | None, gpu: str, efficiency: float, limit: int) -> Row:
-    cell = item.cell
-    training = cell.training
+    cell, training = item.cell, item.cell.training
     row: Row = {
         **dict.fromkeys(COLUMNS),
         "what": item.what,
@@ -232,9 +196,8 @@ def _row(item: Item, answer: Row | None, gpu: str, efficiency: float, limit: int
     if answer["status"] != "ok":
         return {**row, "status": answer["status"], "reason": answer["reason"]}
     memory = answer["reserved_bytes"] + cards.CONTEXT_BYTES
-    a_pass = answer["flops_per_step"] / min(
-        2, training["accumulate"]
-    )  # of a micro-batch, there and back
+    # FLOPs of a micro-batch, there and back
+    a_pass = answer["flops_per_step"] / min(2, training["accumulate"])
     step = round(a_pass * training["accumulate"])
     trains = all(part.plugin.spec.trains for part in cell.parts)
     forward = a_pass / _micro_batch(cell) / (3 if trains else 1)  # of an example
@@ -248,13 +211,10 @@ def _row(item: Item, answer: Row | None, gpu: str, efficiency: float, limit: int
         "hours": flops / (peak * efficiency) / 3600,
     }
     if item.not_run is not None:
-        return {**row, "status": "not_run", "reason": item.not_run}
-    if memory > limit:
-        return {
-            **row,
-            "status": "too large",
-            "reason": f"needs {bytes_text(memory)}, above {bytes_text(limit)}",
-        }
+        row |= {"status": "not_run", "reason": item.not_run}
+    elif memory > limit:
+        why = f"needs {bytes_text(memory)}, above {bytes_text(limit)}"
+        row |= {"status": "too large", "reason": why}
     return row
 
 
@@ -272,7 +232,7 @@ def _total(rows: Sequence[Row]) -> Row:
     counted = [row for row in rows if row["status"] == "ok"]
     others = {
         status.replace(" ", "_"): sum(row["runs"] for row in rows if row["status"] == status)
-        for status in ("too large", "unsupported", "not_run")
+        for status in LEFT_OUT
     }
     return {
         "runs": sum(row["runs"] for row in counted),
@@ -284,83 +244,55 @@ def _total(rows: Sequence[Row]) -> Row:
     }
 
 
-def table(bill: Bill) -> str:
+def table(found: Estimate) -> str:
     """The rows as CSV."""
-    return csv_text([{**row, "grids": " ".join(row["grids"])} for row in bill.rows], COLUMNS)
+    return csv_text([{**row, "grids": " ".join(row["grids"])} for row in found.rows], COLUMNS)
 
 
-def describe(bill: Bill) -> str:
-    """The bill for people: a line for each row, what is left out and why, and the totals."""
-    columns = (
-        "model",
-        "task",
-        "method",
-        "what",
-        "runs",
-        "batch",
-        "seq",
-        "steps",
-        "memory",
-        "card",
-        "PFLOP",
-        "hours",
-    )
-    lines = [
+def describe(found: Estimate) -> str:
+    """The cost for people: a line for each row, what is left out and why, and the totals."""
+    named = ("model", "task", "method", "what", "runs", "batch", "seq", "steps")
+    counted = [
         [
-            *(
-                row[name]
-                for name in ("model", "task", "method", "what", "runs", "batch", "seq", "steps")
-            ),
+            *(row[name] for name in named),
             *(bytes_text(row["memory_bytes"]), row["smallest_card"], *_work(row)),
         ]
-        for row in bill.rows
+        for row in found.rows
         if row["status"] == "ok"
     ]
-    parts = [
-        f"On one {bill.gpu} at {bill.efficiency:.0%} of its peak; FLOPs and hours are of one run, memory is what the "
-        f"allocator reserves and {bytes_text(cards.CONTEXT_BYTES)} for the CUDA context.",
-        text_table(columns, lines),
-    ]
-    for status, title in (
-        ("too large", f"left out, above {bytes_text(bill.limit_bytes)}:"),
-        ("unsupported", "left out, not predicted:"),
-        ("not_run", "not run:"),
-    ):
-        names: dict[str, list[str]] = {}
-        for row in bill.rows:
-            if row["status"] == status:
-                name = (
-                    f"{row['model']} {row['task']} {row['method']} ({row['runs']} x {row['what']})"
-                )
-                names.setdefault(row["reason"], []).append(name)
-        if names:
-            parts.append(
-                "\n".join([title, *(f"  {', '.join(who)}: {why}" for why, who in names.items())])
-            )
-    head = (
-        "grid",
-        "runs",
-        "PFLOP",
-        "hours",
-        "longest run",
-        "largest",
-        "too large",
-        "unsupported",
-        "not run",
-    )
     totals = [
         [
             *(total["grid"], total["runs"], *_work(total), f"{total['longest_hours']:.2f}"),
-            *(
-                bytes_text(total["largest_bytes"]),
-                total["too_large"],
-                total["unsupported"],
-                total["not_run"],
-            ),
+            bytes_text(total["largest_bytes"]),
+            *(total[status.replace(" ", "_")] for status in LEFT_OUT),
         ]
-        for total in bill.totals()
+        for total in found.totals()
     ]
-    return "\n\n".join([*parts, text_table(head, totals)])
+    of_totals = ("grid", "runs", "PFLOP", "hours", "longest run", "largest")
+    parts = [
+        f"On one {found.gpu} at {found.efficiency:.0%} of its peak; FLOPs and hours are of one "
+        f"run, memory is what the allocator reserves and {bytes_text(cards.CONTEXT_BYTES)} for "
+        "the CUDA context.",
+        text_table((*named, "memory", "card", "PFLOP", "hours"), counted),
+        *_left_out(found),
+        text_table((*of_totals, "too large", "unsupported", "not run"), totals),
+    ]
+    return "\n\n".join(parts)
+
+
+def _left_out(found: Estimate) -> list[str]:
+    """For each status but ok, the runs that have it, by reason."""
+    parts = []
+    for status, title in LEFT_OUT.items():
+        names: dict[str, list[str]] = {}
+        for row in found.rows:
+            if row["status"] == status:
+                name = "{model} {task} {method} ({runs} x {what})".format(**row)
+                names.setdefault(row["reason"], []).append(name)
+        if names:
+            lines = [f"  {', '.join(who)}: {why}" for why, who in names.items()]
+            parts.append("\n".join([title.format(limit=bytes_text(found.limit_bytes)), *lines]))
+    return parts
 
 
 def _work(row: Row) -> tuple[str, str]:

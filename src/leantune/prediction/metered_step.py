@@ -87,7 +87,7 @@ class Probe:
     )  # entries by `structure`
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """Three optimizer steps. A model of a structure that was measured before is not measured
+        """Three optimizer steps; one forward pass of a stack that does not train. A model of a structure that was measured before is not measured
         again: memory follows from the structure alone, so a cell whose prediction was right pays
         for one probe only."""
         key = structure(model)
@@ -96,6 +96,8 @@ class Probe:
         return self.known[key]
 
     def _measured(self, model: nn.Module) -> dict[str, Any]:
+        if not self.stack.trains:
+            return self.forward_only(model)
         try:
             return self.fake(model)
         except Unsupported as error:

@@ -53,6 +53,7 @@ from leantune.errors import RETRY, BadInput, Diverged, Unsupported
 from leantune.fetch import cache
 from leantune.files import record
 from leantune.machine import memory
+from leantune.machine.memory_lease import memory_lease
 from leantune.models import export as loading
 from leantune.models.load import enable_checkpointing, load_model, load_tokenizer, parameter_counts
 from leantune.prediction import cards, one
@@ -161,7 +162,7 @@ def run_cell(
             name for name, p in model.named_parameters() if p.requires_grad and not is_head(p)
         }
         with phases("measure"):
-            tensors = probe(model) if stack.trains else probe.forward_only(model)
+            tensors = probe(model)
         watch = Intervals(cell, phases, terminal, probe)
         file, digest = Path(kept), resume.identity(cell, samples)
         state = _kept_state(file, digest, watch, ctx, phases)
@@ -225,7 +226,7 @@ def run_cell(
 def _admit(
     cell: Cell, predicted: dict[str, Any], limit: int | None, held: contextlib.ExitStack
 ) -> None:
-    """Lease the cell's memory until `held` closes. Raises lease.DoesNotFit where it cannot fit."""
+    """Lease the cell's memory until `held` closes. Raises memory.DoesNotFit where it cannot fit."""
     if cell.device == "cuda":
         capacity = torch.cuda.get_device_properties(0).total_memory
         memory.check(
@@ -233,7 +234,7 @@ def _admit(
         )
     else:
         held.enter_context(
-            memory.memory_lease(memory.need_bytes(predicted["peak_bytes"]), _say, limit=limit)
+            memory_lease(memory.need_bytes(predicted["peak_bytes"]), _say, limit=limit)
         )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from leantune.errors import BadInput
 from leantune.files.text import csv_text, read_csv, text_table, write_text
-from leantune.prediction.paper_scale import versions
+from leantune.prediction.ask import CACHE, versions
 from leantune.results.claims.expressions import Language, Value
 from leantune.results.claims.measures import NotRun, Predictions, Records, language
 from leantune.results.comparable import Row
@@ -32,7 +32,6 @@ from leantune.spec.hashes import model_hash, stack_hash
 from leantune.spec.stacks import merged_spec, parse_stack
 
 FILE = Path("tables", "claims.csv")  # below a run's folder, and below the published results
-CACHE = Path("tables", "claims.cache.json")  # its predictions
 COLUMNS = [
     *[
         "method",
@@ -289,9 +288,8 @@ def write(records: Path, output: Path, methods: Sequence[str] = ()) -> list[Row]
 
 def publish(output: Path, target: Path) -> None:
     """Measure the claims on the published records, with the predictions that the run made."""
-    if (output / CACHE).is_file():
-        (target / CACHE).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(output / CACHE, target / CACHE)
+    if (output / CACHE).is_dir():
+        shutil.copytree(output / CACHE, target / CACHE, dirs_exist_ok=True)
     write(target / "records", target)
 
 

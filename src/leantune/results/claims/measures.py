@@ -6,26 +6,22 @@ Whatever is not there raises NotRun with the reason. Torch-free until something 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from leantune.errors import BadInput, Unsupported
-from leantune.files.record import value, write_json
+from leantune.errors import BadInput
+from leantune.files.record import value
 from leantune.metrics import stats
-from leantune.prediction.paper_scale import KINDS, versions
+from leantune.prediction.ask import Ask, answer
+from leantune.prediction.paper_scale import KINDS
 from leantune.results import leaderboard, ranking
 from leantune.results.claims.expressions import Language, Value
-from leantune.results.comparable import Entry, Group, Record, groups
-from leantune.spec import plugins
-from leantune.spec.hashes import model_hash, stack_hash
+from leantune.results.comparable import Entry, Group, Record, Row, groups
 from leantune.spec.settings import parse_settings
-from leantune.spec.stacks import merged_spec, parse_stack
 
 COUNTS = ("total", "trainable", "head")  # of parameters; `trainable` leaves the head out
 FIELDS = (
@@ -63,13 +59,11 @@ def language(predictions: Predictions, records: Records) -> Language:
 
 
 class Predictions:
-    """Predictions by what they depend on, kept in a JSON file so that a second run takes none."""
+    """Predictions at paper scale, kept in a folder so that a second run makes none."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._known: dict[str, dict[str, float]] = {}
-        with contextlib.suppress(OSError, ValueError):  # missing or damaged: predicted again
-            self._known = dict(json.loads(file.read_text(encoding="utf-8")))
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._rows: dict[str, Row] = {}
 
     def predicted(
         self,
@@ -89,12 +83,13 @@ class Predictions:
             raise BadInput(
                 f"predicted(...) has no field '{field}'; its fields: {', '.join(FIELDS)}"
             )
-        words = {"batch": batch, "length": seq, "dtype": dtype, "head": head}
-        settings = parse_settings(set.split())
-        key = _digest(model, stack, settings, words)
-        if key not in self._known:
-            self._known[key] = _predict(model, stack, settings, words)
-            write_json(self.file, self._known)
+        words = set.split()
+        ask = Ask(model, stack, batch, seq, None, head, dtype, parse_settings(words))
+        if ask.hash not in self._rows:  # the hash also says which word is wrong
+            self._rows[ask.hash] = answer(ask, self.folder)
+        row = self._rows[ask.hash]
+        if row["status"] != "ok":
+            raise NotRun(row["reason"])
         flags = {
             "--model": model,
             "--method": stack,
@@ -103,38 +98,11 @@ class Predictions:
             "--dtype": dtype,
             "--head": head,
         }
-        command = [
-            "leantune",
-            "predict",
-            *(str(w) for flag, v in flags.items() if v is not None for w in (flag, v)),
-        ]
-        command += [word for setting in set.split() for word in ("--set", setting)]
-        return Value(self._known[key][field], commands=(shlex.join(command),))
-
-
-def _digest(model: str, stack: str, settings: Mapping[str, Any], words: Mapping[str, Any]) -> str:
-    """What a prediction depends on: code and settings of the stack, the model, the shape and the
-    library versions."""
-    plugin = plugins.get("models", model)
-    kinds = plugin.spec.kinds
-    stacks = [parse_stack(stack, kind, settings) for kind in kinds]
-    specs = [merged_spec(part.plugin) for part in stacks[0]]
-    supports = [s.supports and s.supports.given() for s in specs]
-    facts = [[*map(stack_hash, stacks)], model_hash(plugin), kinds, supports, words, versions()]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _predict(
-    model: str, stack: str, settings: Mapping[str, Any], words: Mapping[str, Any]
-) -> dict[str, float]:
-    from leantune.prediction import one as predict
-
-    try:
-        found = predict.predict_names(model, stack, settings=settings, **words)
-    except Unsupported as error:
-        raise NotRun(str(error)) from error
-    numbers = {**found, **found["parameters"], **found["by_kind"]}
-    return {field: numbers[field] for field in FIELDS}
+        command = ["leantune", "predict"]
+        command += [str(w) for pair in flags.items() if pair[1] is not None for w in pair]
+        command += [word for setting in words for word in ("--set", setting)]
+        numbers = {**row, **row["parameters"], **row["by_kind"]}
+        return Value(numbers[field], commands=(shlex.join(command),))
 
 
 # ------------------------------------------------------------------ records

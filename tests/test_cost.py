@@ -14,7 +14,8 @@ import yaml
 from leantune.cli import parser
 from leantune.errors import BadInput
 from leantune.prediction import cards, cost
-from leantune.prediction import one as predict
+from leantune.prediction.ask import Ask
+from leantune.prediction.one import predict
 from leantune.spec import plugins as registry
 from leantune.spec.config import expand, load_config
 from leantune.training.flatness import NORMS
@@ -89,13 +90,13 @@ def block(
     return {"models": [model], "tasks": [task], "methods": list(methods), **more}
 
 
-def drawn(*cells: dict[str, Any], gpu: str = "L4", **more: Any) -> cost.Bill:
+def drawn(*cells: dict[str, Any], gpu: str = "L4", **more: Any) -> cost.Estimate:
     grids = more.get("grids")
     config = load_config({"device": "cuda", **({} if grids else {"cells": list(cells)}), **more})
-    return cost.draw_up(config, gpu)
+    return cost.estimate(config, gpu)
 
 
-def row(found: cost.Bill, method: str, what: str = "cell") -> dict[str, Any]:
+def row(found: cost.Estimate, method: str, what: str = "cell") -> dict[str, Any]:
     (one,) = (row for row in found.rows if (row["method"], row["what"]) == (method, what))
     return one
 
@@ -106,7 +107,7 @@ def row(found: cost.Bill, method: str, what: str = "cell") -> dict[str, Any]:
 def test_a_run_takes_its_steps_and_a_third_of_a_step_for_every_batch_that_it_evaluates() -> None:
     found = drawn(block("full", "lora", seeds=[0, 1]))
     for method in ("full", "lora"):
-        one, alone = row(found, method), predict.predict_names("tiny-gpt", method, task="words")
+        one, alone = row(found, method), predict(Ask("tiny-gpt", method, task="words"))
         assert alone["dtype"] == "bf16-autocast"
         assert one["memory_bytes"] == alone["reserved_bytes"] + cards.CONTEXT_BYTES
         assert one["smallest_card"] == "8GB"
@@ -119,7 +120,7 @@ def test_a_run_takes_its_steps_and_a_third_of_a_step_for_every_batch_that_it_eva
 
 def test_hours_go_with_the_peak_of_the_dtype_and_the_efficiency() -> None:
     config = load_config({"device": "cuda", "cells": [block("full", set={"task.dtype": "fp32"})]})
-    slow, fast = (cost.draw_up(config, "A100-40GB", share).rows[0] for share in (0.1, 0.5))
+    slow, fast = (cost.estimate(config, "A100-40GB", share).rows[0] for share in (0.1, 0.5))
     assert slow["hours"] == pytest.approx(slow["flops"] / (19.5e12 * 0.1) / 3600)
     assert slow["hours"] == pytest.approx(5 * fast["hours"])
 
@@ -127,7 +128,7 @@ def test_hours_go_with_the_peak_of_the_dtype_and_the_efficiency() -> None:
 @pytest.mark.parametrize("accumulate", [2, 4, 8])
 def test_of_many_micro_batches_two_tell_all(accumulate: int) -> None:
     training = {"batch": 8, "accumulate": accumulate, "dtype": "bf16"}
-    alone = predict.predict_names("tiny-gpt", "lora", task="words", training=training)
+    alone = predict(Ask("tiny-gpt", "lora", task="words", training=training))
     one = row(drawn(block("lora", set={"task.accumulate": accumulate})), "lora")
     assert one["memory_bytes"] == alone["reserved_bytes"] + cards.CONTEXT_BYTES
     assert one["flops_per_step"] == alone["flops_per_step"]
@@ -212,7 +213,7 @@ def test_totals_are_of_each_grid_alone_and_of_all_with_shared_runs_once() -> Non
     assert everything["longest_hours"] == max(row["hours"] for row in found.rows)
 
 
-def test_trials_and_comparisons_are_on_the_bill() -> None:
+def test_trials_and_comparisons_are_counted() -> None:
     timing = {"models": ["tiny-gpt"], "tasks": ["words"], "methods": ["full", "lora"], "rounds": 4}
     found = drawn(block("lora", trials=3), timing=[timing])
     assert {(r["method"], r["what"]): r["runs"] for r in found.rows if r["what"] != "trial"} == {
@@ -244,7 +245,7 @@ def test_what_nobody_can_run_is_planned_and_never_started() -> None:
     config = load_config(content)
     assert [cell.method for cell in expand(config)] == ["full"]
     assert len(jobs.Jobs(content).files("{cell}")) == 1
-    found = cost.draw_up(config, "L4")
+    found = cost.estimate(config, "L4")
     one = row(found, "lora")
     assert (one["status"], one["reason"]) == ("not_run", "the corpus is not public")
     assert one["hours"] > 0
@@ -412,7 +413,7 @@ def test_the_papers_configs_name_what_there_is(name: str) -> None:
 
 
 def test_paper_lite_is_a_day_on_one_card_of_24_gb() -> None:
-    found = cost.draw_up(load_config(ROOT / "config" / "paper-lite.yaml"), "L4")
+    found = cost.estimate(load_config(ROOT / "config" / "paper-lite.yaml"), "L4")
     assert {row["status"] for row in found.rows} == {"ok"}
     total = found.totals()[-1]
     assert 0 < total["hours"] < 24
@@ -432,7 +433,7 @@ def test_paper_lite_is_a_day_on_one_card_of_24_gb() -> None:
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_paper_cell_is_predicted(grid: str) -> None:
     config = load_config(ROOT / "config" / "paper.yaml", grid)
-    found = cost.draw_up(config, "A100-80GB")
+    found = cost.estimate(config, "A100-80GB")
     assert {
         (r["model"], r["task"], r["method"], r["reason"])
         for r in found.rows
