@@ -51,7 +51,7 @@ CLAIM: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def everything_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample records carry no real hashes."""
-    monkeypatch.setattr("leantune.results.load.is_stale", lambda _: False)
+    monkeypatch.setattr("leantune.results.claims.ledger.is_stale", lambda _: False)
 
 
 def plugin(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ def test_a_missing_or_failed_record_is_not_run(
 def test_a_stale_record_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, *BETTER)
     monkeypatch.setattr(
-        "leantune.results.load.is_stale", lambda record: record["cell"]["method"] == "lean"
+        "leantune.results.claims.ledger.is_stale", lambda record: record["cell"]["method"] == "lean"
     )
     assert row(tmp_path, monkeypatch)["verdict"] == "not_run"
 
@@ -502,7 +502,7 @@ def test_progress_is_a_line_for_each_claim_and_the_ledger_is_printed(
         ({"scope": "paper"}, "key 'claims.0"),
         ({"measure": None}, "key 'claims.0"),
         ({"setting": "imagined"}, "key 'claims.0.setting'"),
-        ({"verdict": "supported"}, "'verdict' was unexpected"),
+        ({"verdict": "supported"}, "key 'claims.0.verdict'"),
     ],
 )
 def test_a_wrong_claim_is_one_sentence_that_names_it(
