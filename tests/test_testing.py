@@ -74,7 +74,7 @@ BROKEN = {  # check: what joins `attach`, other methods, what joins the yaml, wh
         "        (ctx.cache / 'mine').write_text('fine')\n        pathlib.Path('notes.txt').write_text('not fine')",
         "",
         "",
-        "wrote to notes.txt",
+        "notes.txt; its scratch is ctx.cache",
     ),
 }
 
