@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from leantune.cli import parser
+from leantune.files.record import BYTE_KINDS
 from leantune.models import load as models
 from leantune.prediction import cards, one, paper_scale
 from leantune.prediction.ask import CACHE, Ask, answer, versions
@@ -99,9 +100,7 @@ def test_a_row_holds_the_prediction_its_source_and_what_made_it(
     assert (
         int(named["trainable_parameters"]) == 2 * (128 + 384) == expected["parameters"]["trainable"]
     )
-    assert sum(int(named[f"{kind}_bytes"]) for kind in paper_scale.KINDS) == int(
-        named["peak_bytes"]
-    )
+    assert sum(int(named[f"{kind}_bytes"]) for kind in BYTE_KINDS) == int(named["peak_bytes"])
     assert named["smallest_card"] == "8GB"
     assert (named["point_source"], full["point_source"]) == ("a table, of this test", "")
     assert {name: named[name] for name in ("measurement", "torch", "transformers")} == {

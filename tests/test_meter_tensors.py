@@ -21,8 +21,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from leantune.files.record import BYTE_KINDS
 from leantune.meter.fake_cuda import fake_copy, fake_mode
-from leantune.meter.tensors import KINDS, MemoryReading, TensorMeter
+from leantune.meter.tensors import MemoryReading, TensorMeter
 
 MIB = 2**20
 
@@ -172,7 +173,7 @@ def test_kinds_are_what_they_say_and_add_up() -> None:
     meter = train(model, batch)
     reading = meter.result()
     weights = sum(p.nbytes for p in model.parameters())
-    assert set(reading.by_kind) == set(KINDS)
+    assert set(reading.by_kind) == set(BYTE_KINDS)
     assert sum(reading.by_kind.values()) == reading.peak_bytes == max(reading.by_phase.values())
     assert reading.by_kind["weights"] == weights
     assert reading.by_kind["inputs"] == sum(t.nbytes for t in batch.values())

@@ -20,7 +20,7 @@ from leantune.api import Context
 from leantune.cli import parser
 from leantune.errors import BadInput, Unsupported
 from leantune.files import record
-from leantune.meter.tensors import KINDS
+from leantune.files.record import BYTE_KINDS
 from leantune.prediction import cards, metered_step, one
 from leantune.prediction.ask import Ask
 from leantune.prediction.metered_step import Probe
@@ -229,7 +229,7 @@ def test_names_to_a_prediction() -> None:
         "parameters",
         "optimizer_state_bytes",
     ]
-    assert set(result["by_kind"]) == set(KINDS)
+    assert set(result["by_kind"]) == set(BYTE_KINDS)
     assert (
         sum(result["by_kind"].values())
         == result["peak_bytes"]

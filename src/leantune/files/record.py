@@ -14,6 +14,16 @@ from leantune.errors import BadInput
 from leantune.files.parse import check, read_json
 
 Record = Mapping[str, Any]
+# What the bytes of a peak are, in the tables' order.
+BYTE_KINDS = (
+    "weights",
+    "buffers",
+    "gradients",
+    "optimizer",
+    "activations",
+    "temporaries",
+    "inputs",
+)
 STATUSES = ("ok", "oom", "timeout", "diverged", "unsupported", "error")
 EMPTY: Record = {
     "schema": 1,

@@ -6,6 +6,7 @@ Importing pydantic takes a tenth of a second, so this module is imported where a
 
 from __future__ import annotations
 
+from types import GenericAlias
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
     Field,
     RootModel,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -42,15 +44,11 @@ class Fields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
-        if cls.model_config["extra"] == "forbid":
+        if isinstance(given, dict) and cls.model_config["extra"] == "forbid":
+            known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in given:
-                if key not in fields:
-                    raise wrong(
-                        f" is unknown; allowed: {', '.join(fields)}", str(key), kind=UNKNOWN
-                    )
+                if key not in known:
+                    raise wrong(f" is unknown; allowed: {', '.join(known)}", str(key), kind=UNKNOWN)
         return given
 
 
@@ -66,237 +64,193 @@ def _is_setting(given: Any) -> Any:
     return given
 
 
-Setting = Annotated[
-    Any,
-    AfterValidator(_is_setting),
-    WithJsonSchema({"type": ["number", "string", "boolean", "array", "null"]}),
-]
+_SETTING_TYPES = {"type": ["number", "string", "boolean", "array", "null"]}
+Setting = Annotated[Any, AfterValidator(_is_setting), WithJsonSchema(_SETTING_TYPES)]
 SettingName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$")]
 Settings = dict[SettingName, Setting]  # METHOD.PARAM or task.KEY to its value
+
+# What follows is checked and then used as the mapping that it is, so no class spells it out: the
+# type of each key, which must be there; of (type, default) pairs, which may be absent.
+
+
+def _closed(name: str, base: type[Fields] = Fields, **keys: Any) -> Any:
+    types: dict[str, Any] = {
+        key: one if isinstance(one, tuple) else (one, ...) for key, one in keys.items()
+    }
+    return create_model(name, __base__=base, **types)
+
+
+def _open(name: str, **keys: Any) -> Any:
+    return _closed(name, OpenFields, **keys)
+
+
+def _list_of(one: Any) -> Any:
+    return GenericAlias(list, one)
+
+
+def _mapping_to(one: Any, key: Any = str) -> Any:
+    return GenericAlias(dict, (key, one))
 
 
 # ------------------------------------------------------------------ choices of settings
 
-
-class Trial(OpenFields):
-    trial: int | None
-    settings: Settings
-    status: str
-    value: float | None
-
-
-class Choice(Fields):
-    """Which of a method's trials was chosen."""
-
-    method: str
-    metric: str | None
-    trials: list[Trial]
-    chosen: int | None
-    settings: Settings
-    at_edge: list[str]
-
+Trial = _open("Trial", trial=int | None, settings=Settings, status=str, value=float | None)
+Choice = _closed(
+    "Choice",  # which of a method's trials was chosen
+    method=str,
+    metric=str | None,
+    trials=_list_of(Trial),
+    chosen=int | None,
+    settings=Settings,
+    at_edge=list[str],
+)
 
 # ------------------------------------------------------------------ step times in turns
 
-
-class ComparisonKey(OpenFields):
-    hardware: Any
-    device: Any
-    dtype: Any
-    batch: Any
-    length: Any
-    checkpointing: Any
-    torch: Any
-    measurement: Any
-
-
-class Turn(OpenFields):
-    step_seconds: Positive
-
-
-class Ratio(OpenFields):
-    ratio: Positive
-
-
-class Comparison(OpenFields):
-    """What `leantune compare` measured: the step times of several methods in turns."""
-
-    model: str
-    task: str
-    key: ComparisonKey
-    against: str
-    rounds: list[dict[str, Turn]]
-    ratios: dict[str, Ratio]
-    hashes: dict[str, str]
-
+Turn = _open("Turn", step_seconds=Positive)
+Ratio = _open("Ratio", ratio=Positive)
+ComparisonKey = _open(
+    "ComparisonKey",
+    hardware=Any,
+    device=Any,
+    dtype=Any,
+    batch=Any,
+    length=Any,
+    checkpointing=Any,
+    torch=Any,
+    measurement=Any,
+)
+Comparison = _open(
+    "Comparison",
+    model=str,
+    task=str,
+    key=ComparisonKey,
+    against=str,
+    rounds=_list_of(_mapping_to(Turn)),
+    ratios=_mapping_to(Ratio),
+    hashes=dict[str, str],
+)
 
 # ------------------------------------------------------------------ locked sources
 
-
-class LockedFile(Fields):
-    size: Natural
-    sha256: Sha256
-
-
-class LockedRepository(Fields):
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
-    files: dict[str, LockedFile]
-
-
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 RepositoryName = Annotated[str, Field(pattern=r"^(models|datasets)/")]
-
-
-class Lock(RootModel[dict[RepositoryName, LockedRepository]]):
-    """The commit and the files of each hub repository that was fetched."""
-
+LockedFile = _closed("LockedFile", size=Natural, sha256=Sha256)
+Locked = _closed("Locked", revision=Commit | None, files=_mapping_to(LockedFile))
+Lock: Any = RootModel.__class_getitem__(_mapping_to(Locked, RepositoryName))
 
 # ------------------------------------------------------------------ records
 
-
-class CellSettings(Fields):
-    model: str
-    set: dict[str, Any]
-    flatness: Natural
-
-
-class CellNames(Fields):
-    model: str
-    task: str
-    method: str
-    point: str | None
-    seed: int
-    trial: int | None
-    settings: CellSettings = None  # type: ignore[assignment]  # absent once, but never null
-
-
-class Key(Fields):
-    short: str
-    hardware: str
-    device: Literal["cpu", "cuda"]
-    dtype: str
-    batch: int
-    length: int
-    steps: int
-    checkpointing: bool
-    torch: str
-    samples: str | None
-    measurement: int
-
-
-class Interval(OpenFields):
-    step: int
-    peak_bytes: Natural
-
-
-class Tensors(OpenFields):
-    source: Any
-    path: Any
-    peak_bytes: Natural
-    peak_phase: str | None = None
-    by_kind: dict[str, int]
-    intervals: list[Interval] = []
-
-
-class Allocated(OpenFields):
-    allocated_peak_bytes: Natural | None = None
-
-
-class Peak(OpenFields):
-    peak_bytes: Natural | None = None
-
-
-class Predicted(Peak):
-    allocated_bytes: Natural | None = None
-
-
-class Memory(Fields):
-    peak_bytes: Natural | None
-    peak_source: Literal["tensors-cpu", "cuda", "predicted"] | None
-    mean_peak_bytes: Natural | None
-    tensors: Tensors | None
-    cuda: Allocated | None
-    host: Peak | None
-    predicted: Predicted | None
-
-
-class Parameters(OpenFields):
-    total: Natural
-    trainable: Natural
-    head: Natural
-
-
-class Clocks(OpenFields):
-    throttled_share: float | None = None
-
-
-class Time(Fields):
-    step_seconds: list[float] | None = None
-    step_seconds_median: float | None
-    step_seconds_p95: float | None
-    train_seconds_total: float | None
-    attach_seconds_cold: float | None
-    hook_seconds_total: float | None = None
-    resumed_after: list[Count] = []
-    phases: dict[str, float]
-    vs_full: float | None
-    clocks: Clocks | None = None
-
-
-class Quality(Fields):
-    metric: str
-    value: float
-    higher_is_better: bool
-    metrics: dict[str, float | None]
-    curve: list[dict[str, Any]]
-    target: float | None
-    steps_to_target: int | None
-    seconds_to_target: float | None
-    predictions: list[float]
-    references: list[float]
-    flatness: dict[str, Any] | None = None
-
-
-class Inference(OpenFields):
-    tokens_per_second: float | None = None
-    peak_bytes: int | None = None
-    parameters: int | None = None
-
-
-class Size(OpenFields):
-    checkpoint_bytes: int | None = None
-    deployed_parameters: int | None = None
-    deployed_bytes: int | None = None
-
-
-class Hashes(OpenFields):
-    method: str
-    task: str
-    model: str
-
-
-class Provenance(OpenFields):
-    command: str
-    commit: str | None
-    dirty: bool | None
-    revisions: dict[str, str | None] = {}
-    hashes: Hashes
-
-
-class RecordFile(Fields):
-    """One run: what was asked for, how it ended, what was measured."""
-
-    schema_: Literal[1] = Field(alias="schema")
-    status: Literal["ok", "oom", "timeout", "diverged", "unsupported", "error"]
-    phase: str | None
-    reason: str | None
-    cell: CellNames
-    key: Key
-    memory: Memory | None
-    parameters: Parameters | None
-    time: Time | None
-    quality: Quality | None
-    inference: Inference | None
-    size: Size | None
-    tuning: dict[str, Choice] | None
-    details: dict[str, Any]
-    provenance: Provenance
+Bytes = (Natural | None, None)  # absent where there is nothing to measure it with
+CellNames = _closed(
+    "CellNames",
+    model=str,
+    task=str,
+    method=str,
+    point=str | None,
+    seed=int,
+    trial=int | None,
+    # Absent in older records, which have it in their command only, but never null.
+    settings=(_closed("Asked", model=str, set=dict[str, Any], flatness=Natural), None),
+)
+Key = _closed(
+    "Key",
+    short=str,
+    hardware=str,
+    device=Literal["cpu", "cuda"],
+    dtype=str,
+    batch=int,
+    length=int,
+    steps=int,
+    checkpointing=bool,
+    torch=str,
+    samples=str | None,
+    measurement=int,
+)
+Interval = _open("Interval", step=int, peak_bytes=Natural)
+Tensors = _open(
+    "Tensors",
+    source=Any,
+    path=Any,
+    peak_bytes=Natural,
+    peak_phase=(str | None, None),
+    by_kind=dict[str, int],
+    intervals=(_list_of(Interval), []),
+)
+Memory = _closed(
+    "Memory",
+    peak_bytes=Natural | None,
+    peak_source=Literal["tensors-cpu", "cuda", "predicted"] | None,
+    mean_peak_bytes=Natural | None,
+    tensors=Tensors | None,
+    cuda=_open("Allocator", allocated_peak_bytes=Bytes) | None,
+    host=_open("Host", peak_bytes=Bytes) | None,
+    predicted=_open("Predicted", peak_bytes=Bytes, allocated_bytes=Bytes) | None,
+)
+Parameters = _open("Parameters", total=Natural, trainable=Natural, head=Natural)
+Clocks = _open("Clocks", throttled_share=(float | None, None))
+Time = _closed(
+    "Time",
+    step_seconds=(list[float] | None, None),
+    step_seconds_median=float | None,
+    step_seconds_p95=float | None,
+    train_seconds_total=float | None,
+    attach_seconds_cold=float | None,
+    hook_seconds_total=(float | None, None),
+    resumed_after=(list[Count], []),
+    phases=dict[str, float],
+    vs_full=float | None,
+    clocks=(Clocks | None, None),
+)
+Quality = _closed(
+    "Quality",
+    metric=str,
+    value=float,
+    higher_is_better=bool,
+    metrics=dict[str, float | None],
+    curve=list[dict[str, Any]],
+    target=float | None,
+    steps_to_target=int | None,
+    seconds_to_target=float | None,
+    predictions=list[float],
+    references=list[float],
+    flatness=(dict[str, Any] | None, None),
+)
+Inference = _open(
+    "Inference",
+    tokens_per_second=(float | None, None),
+    peak_bytes=(int | None, None),
+    parameters=(int | None, None),
+)
+Size = _open(
+    "Size",
+    checkpoint_bytes=(int | None, None),
+    deployed_parameters=(int | None, None),
+    deployed_bytes=(int | None, None),
+)
+Provenance = _open(
+    "Provenance",
+    command=str,
+    commit=str | None,
+    dirty=bool | None,
+    revisions=(dict[str, str | None], {}),
+    hashes=_open("Hashes", method=str, task=str, model=str),
+)
+RecordFile = _closed(
+    "RecordFile",  # one run: what was asked for, how it ended, what was measured
+    schema_=(Literal[1], Field(alias="schema")),  # pydantic has a method of that name
+    status=Literal["ok", "oom", "timeout", "diverged", "unsupported", "error"],
+    phase=str | None,
+    reason=str | None,
+    cell=CellNames,
+    key=Key,
+    memory=Memory | None,
+    parameters=Parameters | None,
+    time=Time | None,
+    quality=Quality | None,
+    inference=Inference | None,
+    size=Size | None,
+    tuning=_mapping_to(Choice) | None,
+    details=dict[str, Any],
+    provenance=Provenance,
+)

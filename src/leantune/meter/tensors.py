@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-KINDS = ("weights", "buffers", "gradients", "optimizer", "activations", "temporaries", "inputs")
+from leantune.files.record import BYTE_KINDS
+
 PHASES = ("forward", "backward", "optimizer", "other")
 PERSISTENT = ("weights", "buffers", "optimizer")
 _ITEM = torch.ops.aten._local_scalar_dense.default
@@ -116,8 +117,8 @@ class TensorMeter(TorchDispatchMode):
 
     def track(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Count these tensors from now on and label them; the first label of a storage stays."""
-        if kind not in KINDS:
-            raise ValueError(f"kind '{kind}' is not one of {', '.join(KINDS)}")
+        if kind not in BYTE_KINDS:
+            raise ValueError(f"kind '{kind}' is not one of {', '.join(BYTE_KINDS)}")
         for tensor in tensors:
             if self._elsewhere(tensor):
                 continue
@@ -151,7 +152,7 @@ class TensorMeter(TorchDispatchMode):
         at_peak: dict[int, int] = {}
         for block, change in self.trace[: self._peak_at]:
             at_peak[block] = at_peak.get(block, 0) + change
-        by_kind = dict.fromkeys(KINDS, 0)
+        by_kind = dict.fromkeys(BYTE_KINDS, 0)
         for block, size in at_peak.items():
             by_kind[self.kind_of(block)] += size
         persistent = sum(

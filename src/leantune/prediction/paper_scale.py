@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leantune.errors import BadInput
+from leantune.files.record import BYTE_KINDS
 from leantune.files.text import csv_text, read_csv, write_text
 from leantune.prediction import cards
 from leantune.prediction.ask import CACHE, HEADS, Ask, Row, answers, versions
@@ -20,13 +21,12 @@ from leantune.spec.stacks import stack_name
 FILE = Path("tables", "footprint.csv")  # below a run's folder, and below the published results
 KEY = ("model", "method", "kind", "batch", "seq", "dtype")
 BUDGETS_GIB = (8, 16, 24, 48, 80)  # of a card, its CUDA context included, for `largest_batch`
-KINDS = ("weights", "buffers", "gradients", "optimizer", "activations", "temporaries", "inputs")
 _LARGEST = [f"largest_batch_{size}gib" for size in BUDGETS_GIB]
 COLUMNS = [
     *("model", "method", "point", "kind", "batch", "seq", "dtype"),
     *("status", "reason", "path", "fallback"),
     *("peak_bytes", "peak_phase", "allocated_bytes", "reserved_bytes", "smallest_card"),
-    *("optimizer_state_bytes", *(f"{kind}_bytes" for kind in KINDS)),
+    *("optimizer_state_bytes", *(f"{kind}_bytes" for kind in BYTE_KINDS)),
     *("total_parameters", "trainable_parameters", "head_parameters", "flops_per_step"),
     *_LARGEST,
     *("point_source", "measurement", "torch", "transformers"),
@@ -96,7 +96,7 @@ def _line(ask: Ask, row: Row) -> Row:
     return {
         **{**row, **own},
         "smallest_card": cards.smallest(row["fits"]),
-        **{f"{kind}_bytes": row["by_kind"][kind] for kind in KINDS},
+        **{f"{kind}_bytes": row["by_kind"][kind] for kind in BYTE_KINDS},
         **{f"{name}_parameters": count for name, count in row["parameters"].items()},
         **dict(zip(_LARGEST, row.get("largest_batches", ()), strict=False)),
     }

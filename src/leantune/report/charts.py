@@ -13,7 +13,7 @@ from typing import Any
 
 import altair as alt
 
-from leantune.prediction.paper_scale import KINDS
+from leantune.files.record import BYTE_KINDS
 from leantune.report import sentences
 from leantune.report.data import Group, Results, Row, slug
 from leantune.results.comparable import Record
@@ -260,7 +260,8 @@ def _kinds(cells: Sequence[Row]) -> dict[str, dict[str, float]]:
         ):
             found[row["method"]] = row
     return {
-        m: {k: row.number(f"{k}_bytes") or 0.0 for k in KINDS} for m, row in sorted(found.items())
+        m: {k: row.number(f"{k}_bytes") or 0.0 for k in BYTE_KINDS}
+        for m, row in sorted(found.items())
     }
 
 
@@ -274,12 +275,12 @@ def _waterfall(group: Group, kinds: Mapping[str, Mapping[str, float]]) -> Chart:
             continue
         at = sum(full.values())
         rows.append(_bar(method, "full", 0, at, size))
-        for kind in KINDS:
+        for kind in BYTE_KINDS:
             after = at + found[kind] - full[kind]
             rows.append(_bar(method, kind, at, after, size))
             at = after
         rows.append(_bar(method, "method", 0, at, size))
-    order = ["full", *KINDS, "method"]
+    order = ["full", *BYTE_KINDS, "method"]
     domain, colours = ["less", "more", "total"], [PALETTE[2], PALETTE[3], PALETTE[0]]
     chart = (
         alt.Chart(_data(rows))

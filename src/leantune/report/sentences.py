@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from leantune.files.record import value
+from leantune.files.record import BYTE_KINDS, value
 from leantune.files.text import bytes_text
-from leantune.prediction.paper_scale import KINDS
 from leantune.report.data import Group, Results, Row
 from leantune.results.comparable import Record
 
@@ -131,8 +130,8 @@ def waterfall(cells: Mapping[str, Mapping[str, float]]) -> str:
     most = min(saved, key=lambda method: (-saved[method], method))
     if saved[most] <= 0:
         return f"No method takes less than full, which holds {bytes_text(sum(full.values()))}."
-    by_kind = {kind: full[kind] - cells[most][kind] for kind in KINDS}
-    kind = max(KINDS, key=lambda kind: by_kind[kind])
+    by_kind = {kind: full[kind] - cells[most][kind] for kind in BYTE_KINDS}
+    kind = max(BYTE_KINDS, key=lambda kind: by_kind[kind])
     return (
         f"{most} saves the most against full, {bytes_text(saved[most])} of {bytes_text(sum(full.values()))}; "
         f"{bytes_text(by_kind[kind])} of it are {'optimizer states' if kind == 'optimizer' else kind}."

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from leantune.files.record import value
+from leantune.files.record import BYTE_KINDS, value
 from leantune.results.comparable import KEY, Entry, Group, Record, Row, groups
 from leantune.results.ranking import Standing, standing
 
@@ -31,18 +31,7 @@ CELLS = {
     "mean_peak_bytes": "memory.mean_peak_bytes",
     "tensors_peak_bytes": "memory.tensors.peak_bytes",
     "tensors_peak_phase": "memory.tensors.peak_phase",
-    **{
-        f"{kind}_bytes": f"memory.tensors.by_kind.{kind}"
-        for kind in (
-            "weights",
-            "buffers",
-            "gradients",
-            "optimizer",
-            "activations",
-            "temporaries",
-            "inputs",
-        )
-    },
+    **{f"{kind}_bytes": f"memory.tensors.by_kind.{kind}" for kind in BYTE_KINDS},
     "cuda_peak_bytes": "memory.cuda.allocated_peak_bytes",
     "host_peak_bytes": "memory.host.peak_bytes",
     "predicted_peak_bytes": "memory.predicted.peak_bytes",

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from leantune.errors import BadInput
-from leantune.files.record import value
+from leantune.files.record import BYTE_KINDS, value
 from leantune.metrics import stats
 from leantune.prediction.ask import Ask, answer
-from leantune.prediction.paper_scale import KINDS
 from leantune.results import leaderboard, ranking
 from leantune.results.claims.expressions import Language, Value
 from leantune.results.comparable import Entry, Group, Record, Row, groups
@@ -27,7 +26,7 @@ COUNTS = ("total", "trainable", "head")  # of parameters; `trainable` leaves the
 FIELDS = (
     *("peak_bytes", "reserved_bytes", "allocated_bytes", "optimizer_state_bytes", "flops_per_step"),
     *COUNTS,
-    *KINDS,
+    *BYTE_KINDS,
 )
 EXACT = (
     "bytes",
