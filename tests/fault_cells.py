@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 
 from leantune.api import Method
-from leantune.run.phases import Phases
+from leantune.run.progress import Marks
 
 
 def strike(fault):
@@ -57,7 +57,7 @@ def strike(fault):
     if fault == "address space":  # an rlimit, as `ulimit -v` sets it
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))
-        Faulty.phases.mark("steady training")  # the next mark sees the limit
+        Faulty.marks.mark("steady training")  # the next mark sees the limit
         held = [torch.zeros(2**24) for _ in range(40)]
     if fault == "fill disk":  # that of the scratch folder
         with open(Path(os.environ["TMPDIR"]) / "filler", "wb", buffering=0) as file:
@@ -73,15 +73,15 @@ def strike(fault):
 class Faulty(Method):
     def __init__(self, params):
         super().__init__(params)
-        mark, at, fault = Phases.mark, params["at"], params["fault"]
+        mark, at, fault = Marks.mark, params["at"], params["fault"]
 
-        def marked(phases, name):
-            mark(phases, name)
-            Faulty.phases = phases
+        def marked(marks, name):
+            mark(marks, name)
+            Faulty.marks = marks
             if name == at:
                 strike(fault)
 
-        Phases.mark = marked
+        Marks.mark = marked
 
     def attach(self, model, data, ctx):
         for module in model.modules():

@@ -3,11 +3,13 @@ between them."""
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -231,7 +233,7 @@ def test_a_tuning_trial_is_scored_on_the_validation_split(tmp_path):
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path):
-    from leantune.run.phases import Progress
+    from leantune.run.progress import Progress
     from leantune.spec.cells import resolve_cell
 
     class Silent:
@@ -246,7 +248,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path):
         with code.open("w") as file:
             former, sys.stderr = sys.stderr, file
             try:
-                watch = Progress(cell, Silent(), terminal)
+                watch = Progress(cell, Silent(), terminal, None)
                 for step in range(1, 21):
                     watch.step(step, 0.1, 1.0)
             finally:
@@ -256,6 +258,29 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path):
         if not terminal:
             assert text.splitlines()[0].startswith("sentiment full: step 2 of 20, loss 1.000, ")
             assert len(text.splitlines()) == 10
+
+
+def test_the_worker_gets_the_very_cell_that_the_supervisor_resolved(tmp_path, monkeypatch):
+    from leantune.run import supervisor
+    from leantune.run.job import FILE
+    from leantune.spec.cells import resolve_cell
+
+    def start(words, **_):
+        got.append(pickle.loads((Path(words[3]) / FILE).read_bytes()))
+        raise InterruptedError
+
+    settings = {"task.steps": 7, "lora.rank": 2, "lora.lr": 1e-4}
+    cell = resolve_cell(
+        "minilm-l6", "sentiment", "lora", 3, device="cpu", overrides=settings, trial=1, flatness=5
+    )
+    got = []
+    monkeypatch.setattr(supervisor.subprocess, "Popen", start)
+    with pytest.raises(InterruptedError):
+        supervisor.run(cell, tmp_path / "row.json", limit=2**30)
+    (job,) = got
+    assert job.cell == cell
+    assert (job.cell.hashes, job.cell.key) == (cell.hashes, cell.key)
+    assert (job.limit, job.force, job.export) == (2**30, False, None)
 
 
 def test_a_control_needs_no_model(tmp_path):

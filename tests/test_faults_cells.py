@@ -163,6 +163,18 @@ def test_a_damaged_checkpoint_starts_the_cell_over(cells, out):
     assert result(row) == result(whole(cells))
 
 
+def test_a_checkpoint_of_a_cell_that_asks_for_other_flatness_is_not_used(cells, out):
+    words = [*cells.words(at="'step 3'", fault="'stop SIGTERM'"), "--out", out]
+    with cells.broken():
+        assert cells.run(words).returncode == 75
+    done = cells.run([*words, "--flatness", "1"])
+    assert done.returncode == 0
+    assert "is not used, it is of other code, data or settings" in done.said
+    row = cells.record(out)
+    assert "resumed_after" not in row["time"]
+    assert row["quality"]["flatness"]["draws"] == row["cell"]["settings"]["flatness"] == 1
+
+
 # ------------------------------------------------------------------ hung, diverged, out of memory
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,8 @@ def write_text(path: Path, text: str) -> None:
         raise BadInput(
             f"cannot write {path}: {error.strerror}; free space or choose another folder"
         ) from error
+
+
+def say(message: str) -> None:
+    """A line for people, on stderr: the log of a cell; stdout is for results."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,113 +1,287 @@
-"""What the worker tells while it runs: phase marks for the supervisor, a bar or lines for people."""
+"""A cell as a list of phases, from its data to its score.
 
-from __future__ import annotations
+Export comes before evaluation: the score is that of the exported model. The names go into the
+record: when each began (as long as it runs), how long it took, and on a GPU its peak.
+"""
 
 import contextlib
-import json
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from leantune.machine import memory
-from leantune.meter.clocks import Clocks
-from leantune.meter.cuda import CudaMemory
-from leantune.meter.host import HostMemory
+from leantune.api import LANGUAGE_MODELS, Context, is_head, mark_head
+from leantune.data.collate import batches, longest_batch_shape
+from leantune.data.load import load_data, sample_hash
+from leantune.fetch.cache import cache_folder
+from leantune.files.text import say
+from leantune.machine.memory import DoesNotFit, check, need_bytes
+from leantune.machine.memory_lease import memory_lease
+from leantune.metrics import compute, kept
+from leantune.models.export import save
+from leantune.models.load import enable_checkpointing, load_model, load_tokenizer, parameter_counts
+from leantune.prediction.cards import CONTEXT_BYTES
 from leantune.prediction.metered_step import Probe
-from leantune.spec.cells import Cell
-from leantune.training.loop import Watch
+from leantune.prediction.one import predict_cell
+from leantune.run.job import Job
+from leantune.run.progress import Marks, Progress
+from leantune.run.record_parts import (
+    memory_part,
+    predicted_memory_part,
+    quality_part,
+    score_of,
+    time_part,
+)
+from leantune.training import resume
+from leantune.training.evaluation import Inference, evaluation_batches, mean_loss, predict
+from leantune.training.flatness import flatness
+from leantune.training.loop import Schedule, Training, train
+from leantune.training.resume import Preempted, State, Stop
+from leantune.training.stack import Stack, context_cache
 
 
-class Phases:
-    """Marks the start of each phase in a file, times it, and keeps its memory high-water marks.
+def run_cell(job: Job, marks: Marks, stop: Stop) -> dict[str, Any]:
+    """Run a cell through its phases; the parts of the record that the worker knows.
 
-    `started` is when the worker's process was, by the monotonic clock that all processes share: a
-    clock that is set while a cell runs changes no duration.
+    A cell that is predicted not to fit, or to need more than the job's limit, is not started
+    (status `oom`). Raises BadInput, Unsupported, Diverged, Preempted or an out-of-memory error.
     """
+    torch.manual_seed(job.cell.seed)
+    with contextlib.ExitStack() as held:
+        run = Run(job, marks, stop, held)
+        try:
+            for name, phase in phases_of(job).items():
+                with marks(name):
+                    phase(run)
+        except DoesNotFit as error:
+            memory = predicted_memory_part(run.predicted)
+            return {
+                **run.record,
+                "status": "oom",
+                "reason": f"predicted: {error}",
+                "memory": memory,
+            }
+        except Preempted as stopped:
+            run.keep_checkpoint(stopped)
+            raise
+    return {**run.record, "details": run.ctx.details, **run.measured()}
 
-    def __init__(self, folder: Path, started: float) -> None:
-        self.file = (folder / "phases.jsonl").open("a", buffering=1)
-        self.current = "import"
-        self.seconds = {"import": time.monotonic() - started}
-        self.host = HostMemory()
-        self.cuda = CudaMemory()
-        self.clocks = Clocks(wanted=self.cuda.available)
 
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self.mark(name)
-        started = time.perf_counter()
-        with self.host.phase(name), self.cuda.phase(name):
-            try:
-                yield
-            finally:
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+def phases_of(job: Job) -> dict[str, Callable[["Run"], None]]:
+    """The phases of a cell in their order, by the names that its record has for them."""
+    if job.cell.model_name == "none":
+        return {"data": Run.read_data, "training": Run.fit_control}
+    return {
+        "data": Run.read_data,
+        "predict": Run.predict_memory,
+        **({} if job.force else {"wait": Run.wait_for_memory}),
+        "load": Run.load,
+        "attach": Run.attach,
+        "measure": Run.measure,
+        "training": Run.train,
+        **({"flatness": Run.measure_flatness} if job.cell.flatness else {}),
+        "export": Run.export,
+        "evaluation": Run.evaluate,
+    }
 
-    def mark(self, name: str) -> None:
-        self.current = name
-        self.file.write(json.dumps({"phase": name, "headroom": memory.headroom()}) + "\n")
+
+class Run:
+    """A cell while it runs: each phase leaves in it what the later ones and the record need."""
+
+    def __init__(self, job: Job, marks: Marks, stop: Stop, held: contextlib.ExitStack) -> None:
+        self.job, self.cell, self.marks, self.stop = job, job.cell, marks, stop
+        self.held = held  # the memory lease, until the cell has ended
+        self.stack = Stack(job.cell.parts)
+        self.record: dict[str, Any] = {}  # the parts that are known so far
+        # a local source is relative to the model's file
+        self.model_spec = {**job.cell.model.raw, "folder": job.cell.model.folder}
+
+    def read_data(self) -> None:
+        """The task's examples (tokenized, but for a control), and what methods are told."""
+        cell, training, control = self.cell, self.cell.training, self.stack.control is not None
+        self.tokenizer: Any = None if control else load_tokenizer(self.model_spec)
+        task = {"folder": cell.task.folder, "splits": cell.splits, "training": training}
+        self.data = load_data({**cell.task.raw, **task}, self.tokenizer, training["length"])
+        self.labels = max(len(self.data.label_names), 1)
+        self.record["samples"] = sample_hash(self.data)
+        self.digest = resume.identity(cell, self.record["samples"])
+        self.ctx = Context(
+            kind=self.data.kind,
+            family="none" if control else cell.model.spec.family,
+            seed=cell.seed,
+            device=cell.device,
+            cache=context_cache(cache_folder(), cell.hashes["model"]),
+            **{name: training[name] for name in ("steps", "head_lr", "batch", "length", "dtype")},
+        )
+
+    def predict_memory(self) -> None:
+        """Its memory from the architecture alone, before any weight is loaded."""
+        training, rows = self.cell.training, self.data.train
+        self.probe = Probe(
+            self.stack,
+            Schedule.from_training(training),
+            self.ctx,
+            longest_batch_shape(rows, training["batch"]),
+            training["checkpointing"],
+            "token_type_ids" in rows.column_names,
+        )
+        self.predicted = predict_cell(
+            self.model_spec, self.stack, self.probe, self.labels, self.data
+        )
+
+    def wait_for_memory(self) -> None:
+        """Lease the memory that was predicted, if it was. Raises DoesNotFit where it cannot fit."""
+        peak, limit = self.predicted["peak_bytes"], self.job.limit
+        if peak is None:
+            return
+        if self.cell.device == "cuda":  # the supervisor has leased the whole device
+            need = self.predicted["reserved_bytes"] + CONTEXT_BYTES
+            check(need, torch.cuda.get_device_properties(0).total_memory, limit, "GPU memory")
+        else:
+            self.held.enter_context(memory_lease(need_bytes(peak), say, limit=limit))
+
+    def load(self) -> None:
+        """The model with its weights, on the device."""
+        self.model = load_model(self.model_spec, self.data.kind, self.labels, self.cell.seed)
+        mark_head(self.model, self.data.kind)
+        self.model.to(self.cell.device)
+
+    def attach(self) -> None:
+        """What the methods change of the model and the data before training."""
+        self.model, data = self.stack.attach(self.model, self.data, self.ctx)
+        assert data is not None  # only a probe goes without
+        self.data = data
+        if self.cell.training["checkpointing"]:
+            enable_checkpointing(self.model)
+        self.trained = _trainable(self.model)
+
+    def measure(self) -> None:
+        """Its parameters, and a training step under the meter, on copies."""
+        self.record["parameters"] = parameter_counts(self.model)
+        self.tensors = self.probe(self.model)
+
+    def train(self) -> None:
+        """Train, from the checkpoint that was kept of this very cell where there is one."""
+        state, before = resume.read(self.job.checkpoint, self.digest) or (None, None)
+        first = state["step"] if state else 0
+        self.progress = Progress(self.cell, self.marks, self.job.terminal, self.probe, first)
+        if before:
+            self.ctx.details.clear()  # what attaching reported is in what training reported
+            self.ctx.details.update(before["details"])
+            self.progress.intervals = before["intervals"]
+            self.marks.go_on(before["marks"])
+            say(f"going on after step {first} of {self.ctx.steps}")
+        self.stop.deferred = True  # from here on a stop waits for the end of a step
+        self.marks.mark("first step")
+        with self.marks.clocks:
+            self.outcome = self._trained(state) if self.stack.trains else Training(self.model)
+        self.model = self.outcome.model
+        self.trained += _trainable(self.model)
+        live = {id(p) for p in self.model.parameters()}
+        stored = {id(p): p for _, p in self.trained if id(p) in live}  # frozen since or not
+        self.record["size"] = {"checkpoint_bytes": _bytes(stored.values())}
+
+    def _trained(self, state: State | None) -> Training:
+        cell, training = self.cell, self.cell.training
+        micro = training["batch"] // training["accumulate"]
+        count = training["steps"] * training["accumulate"]
+        assert self.data.collate is not None  # only a control's data have none
+
+        def score(model: nn.Module) -> float:
+            if "vocabulary" in self.stack.methods and self.data.kind in LANGUAGE_MODELS:
+                # language models are scored over the full vocabulary
+                model = self.stack.methods["vocabulary"].export(copy.deepcopy(model), self.ctx)
+            found = predict(model, self.data, "validation", training, cell.device)
+            return score_of(cell, compute(cell.task.spec.metric.module, *found))
+
+        return train(
+            self.model,
+            self.stack,
+            batches(self.data.train, self.data.collate, micro, count, cell.seed, True),
+            Schedule.from_training(training),
+            self.ctx,
+            self.progress,
+            score,
+            self.stop.wanted,
+            state,
+        )
+
+    def measure_flatness(self) -> None:
+        """How flat the minimum is, before a method merges what it trained."""
+        device, dtype = self.cell.device, self.cell.training["dtype"]
+        names = {name for name, p in self.trained if not is_head(p)}
+        some = list(evaluation_batches(self.data, "validation"))
+        loss = lambda model: mean_loss(model, some, device, dtype)  # noqa: E731
+        self.flatness = flatness(self.model, names, loss, self.cell.flatness, self.cell.seed)
+
+    def export(self) -> None:
+        """The model as it would be deployed, and its files where they are asked for."""
+        self.model = self.stack.export(self.model, self.ctx).eval()
+        if self.job.export is not None:
+            save(self.model, str(self.job.export))  # type: ignore[arg-type]  # no bare nn.Module
+            self.tokenizer.save_pretrained(self.job.export)
+        self.record["size"] |= {
+            "deployed_parameters": sum(p.numel() for p in self.model.parameters()),
+            "deployed_bytes": _bytes(self.model.parameters()),
+        }
+
+    def evaluate(self) -> None:
+        """The score. Its first forward pass is metered, the others are timed."""
+        cell, inference = self.cell, Inference(self.model, self.cell.device)
+        # the final score never sees what tuning looked at
+        split = "test" if cell.trial is None else "validation"
+        found = predict(self.model, self.data, split, cell.training, cell.device, inference)
+        self._score(*found, self.outcome.curve)
+        self.record["inference"] = inference.result()
+        if cell.flatness:
+            self.record["quality"]["flatness"] = self.flatness
+
+    def fit_control(self) -> None:
+        """A control without a model: fit on the training texts, predict the test's."""
+        control: Any = self.stack.control  # `fit_predict` is of controls only
+        predictions = [float(p) for p in control.fit_predict(self.data, self.ctx)]
+        self._score(predictions, [float(label) for label in self.data.test["label"]], [])
+
+    def _score(
+        self, predictions: list[Any], references: list[Any], curve: list[dict[str, float]]
+    ) -> None:
+        metric = self.cell.task.spec.metric
+        scores = compute(metric.module, predictions, references)
+        examples = kept(metric.module, metric.score, predictions, references)
+        self.record["quality"] = quality_part(self.cell, scores, *examples, curve)
 
     def measured(self) -> dict[str, Any]:
-        """Seconds and peaks so far, for `go_on` of a later attempt."""
-        return {"seconds": self.seconds, "host": self.host.peaks, "cuda": self.cuda.peaks}
+        """What is known when all phases have ended; a control, without a model, has none of it."""
+        if self.stack.control is not None:
+            return {}
+        steps, changes = self.cell.training["steps"], self.progress.intervals
+        return {
+            "memory": memory_part(steps, self.tensors, changes, self.marks, self.predicted),
+            "time": time_part(self.outcome, self.marks),
+        }
 
-    def go_on(self, before: dict[str, Any]) -> None:
-        """Take over what an earlier attempt measured. Its seconds stand, so that a phase that was
-        run again counts once, and training counts on from them; of two peaks the higher stands."""
-        self.seconds = {**self.seconds, **before["seconds"]}
-        self.host.carry(before["host"])
-        self.cuda.carry(before["cuda"])
-
-
-class Progress(Watch):
-    """The cell's bar with the time left on a terminal; elsewhere ten plain lines a run."""
-
-    def __init__(self, cell: Cell, phases: Phases, terminal: bool) -> None:
-        self.phases = phases
-        self.total = cell.training["steps"]
-        self.name = f"{cell.task.name} {cell.method}"
-        self.every = max(1, self.total // 10)
-        self.bar = (
-            tqdm(total=self.total, desc=self.name, unit="step", dynamic_ncols=True)
-            if terminal
-            else None
-        )
-        self.started = time.monotonic()
-        self.first = 0  # steps that were done before, in an attempt that this one goes on from
-
-    def step(self, step: int, seconds: float, loss: float) -> None:
-        if step == self.first + 1:
-            self.phases.mark("steady training")
-        if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            self.bar.update(step - self.bar.n)
-        elif step % self.every == 0:
-            elapsed = time.monotonic() - self.started
-            left = elapsed / (step - self.first) * (self.total - step)
-            print(
-                f"{self.name}: step {step} of {self.total}, loss {loss:.3f}, {left:.0f} s left",
-                file=sys.stderr,
+    def keep_checkpoint(self, stopped: Preempted) -> None:
+        """Keep where training stopped, for the same command to go on from."""
+        measured = {
+            "details": self.ctx.details,
+            "intervals": self.progress.intervals,
+            "marks": self.marks.measured(),
+        }
+        if stopped.state is None:
+            say(
+                f"asked to stop: {self.cell.method} cannot go on from step {stopped.step}, "
+                "so the cell will start over"
             )
+        elif resume.write(self.job.checkpoint, self.digest, stopped.state, measured):
+            step = f"step {stopped.step} of {self.ctx.steps}"
+            say(f"asked to stop: the checkpoint after {step} is kept")
 
 
-class Intervals(Progress):
-    """Also measures memory again whenever a method changed what is trained (SAFE, SoftLMs)."""
-
-    def __init__(self, cell: Cell, phases: Phases, terminal: bool, probe: Probe) -> None:
-        super().__init__(cell, phases, terminal)
-        self.probe = probe
-        self.readings: list[dict[str, Any]] = []
-
-    def changed(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        reading = self.probe(model)
-        self.readings.append({"step": step, **interval(reading)})
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def interval(reading: dict[str, Any]) -> dict[str, Any]:
-    """Of a probe's reading, what is told for each part of a run between two changes."""
-    return {name: reading[name] for name in ("peak_bytes", "by_kind", "flops_per_step")}
+def _bytes(parameters: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)

@@ -1,7 +1,5 @@
 """Where a record comes from: commit, packages, machine and the command that repeats it."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -1,72 +1,102 @@
-"""What a worker measured, as the parts of its record: parameter counts, memory and time."""
-
-from __future__ import annotations
+"""What a worker measured, as the parts of its record: memory, time and quality."""
 
 import statistics
 from typing import Any
 
-from leantune.run.phases import Phases, interval
+from leantune.run.progress import Marks, interval
 from leantune.spec.cells import Cell
 from leantune.training.loop import Training
 
 
-def memory_figures(
-    cell: Cell,
+def memory_part(
+    steps: int,
     tensors: dict[str, Any],
-    readings: list[dict[str, Any]],
-    phases: Phases,
+    changes: list[dict[str, Any]],
+    marks: Marks,
     predicted: dict[str, Any],
 ) -> dict[str, Any]:
     """The headline is CUDA's allocated peak on a GPU, elsewhere the exact peak with the CUDA path
-    simulated."""
-    cuda = phases.cuda.result()
-    intervals = [{"step": 0, **interval(tensors)}, *readings]
-    ends = [r["step"] for r in intervals[1:]] + [cell.training["steps"]]
+    simulated. The mean weights each interval by its share of the run's `steps`."""
+    cuda = marks.cuda.result()
+    intervals = [{"step": 0, **interval(tensors)}, *changes]
+    ends = [*(change["step"] for change in changes), steps]
     weighted = sum(
-        r["peak_bytes"] * (end - r["step"]) for r, end in zip(intervals, ends, strict=True)
+        one["peak_bytes"] * (end - one["step"]) for one, end in zip(intervals, ends, strict=True)
     )
-    headline = max(r["peak_bytes"] for r in intervals)
     return {
-        "peak_bytes": cuda["allocated_peak_bytes"] if cuda else headline,
+        "peak_bytes": cuda["allocated_peak_bytes"]
+        if cuda
+        else max(one["peak_bytes"] for one in intervals),
         "peak_source": "cuda" if cuda else "tensors-cpu",
-        "mean_peak_bytes": round(weighted / cell.training["steps"]),
-        "tensors": {**tensors, "intervals": intervals if readings else []},
+        "mean_peak_bytes": round(weighted / steps),
+        "tensors": {**tensors, "intervals": intervals if changes else []},
         "cuda": cuda,
-        "host": phases.host.result(),
+        "host": marks.host.result(),
         "predicted": predicted,
     }
 
 
-def predicted_only(predicted: dict[str, Any]) -> dict[str, Any]:
+def predicted_memory_part(predicted: dict[str, Any]) -> dict[str, Any]:
     """The memory of a cell that was not started."""
-    peak = predicted["peak_bytes"]
-    figures = {"peak_bytes": peak, "peak_source": "predicted", "mean_peak_bytes": None}
-    return {**figures, "tensors": None, "cuda": None, "host": None, "predicted": predicted}
+    return {
+        "peak_bytes": predicted["peak_bytes"],
+        "peak_source": "predicted",
+        "predicted": predicted,
+        **dict.fromkeys(("mean_peak_bytes", "tensors", "cuda", "host")),
+    }
 
 
-def time_figures(outcome: Training, phases: Phases) -> dict[str, Any]:
+def time_part(outcome: Training, marks: Marks) -> dict[str, Any]:
     """Of a cell that was resumed, the steps of all attempts; other phases than training are the
     first attempt's, and the clocks the last's."""
-    starts = (0, *outcome.resumed_after)
-    warm_up = {step for start in starts for step in (start, start + 1)}  # two steps from each start
-    steady = sorted(s for i, s in enumerate(outcome.step_seconds) if i not in warm_up) or sorted(
-        outcome.step_seconds
-    )
-    figures = {
-        "step_seconds": [round(s, 5) for s in outcome.step_seconds],
+    seconds, resumed = outcome.step_seconds, list(outcome.resumed_after)
+    # An attempt's first two steps warm up: they are left out, unless there are no others.
+    warm_up = {step for start in (0, *resumed) for step in (start, start + 1)}
+    steady = sorted(s for i, s in enumerate(seconds) if i not in warm_up) or sorted(seconds)
+    return {
+        "step_seconds": [round(s, 5) for s in seconds],
         "step_seconds_median": statistics.median(steady) if steady else None,
         "step_seconds_p95": steady[min(len(steady) - 1, int(0.95 * len(steady)))]
         if steady
         else None,
-        "train_seconds_total": sum(outcome.step_seconds) if steady else None,
+        "train_seconds_total": sum(seconds) if steady else None,
         "hook_seconds_total": outcome.hook_seconds if steady else None,
-        "attach_seconds_cold": phases.seconds.get("attach"),
-        "phases": {k: round(v, 3) for k, v in phases.seconds.items()},
-        "vs_full": None,
-        "clocks": phases.clocks.result(),
+        "attach_seconds_cold": marks.seconds.get("attach"),
+        "phases": {name: round(s, 3) for name, s in marks.seconds.items()},
+        "vs_full": None,  # `leantune compare` measures it, and the tables fill it in
+        "clocks": marks.clocks.result(),
+        **({"resumed_after": resumed} if resumed else {}),
     }
-    return (
-        {**figures, "resumed_after": list(outcome.resumed_after)}
-        if outcome.resumed_after
-        else figures
+
+
+def quality_part(
+    cell: Cell,
+    scores: dict[str, float | None],
+    predictions: list[float],
+    references: list[float],
+    curve: list[dict[str, float]],
+) -> dict[str, Any]:
+    """The task's score with what it was computed from, and when training first reached the target
+    that the task may name."""
+    metric = cell.task.spec.metric
+    target, sign = metric.target, 1 if metric.higher_is_better else -1
+    reached = next(
+        (p for p in curve if target is not None and sign * p["value"] >= sign * target), None
     )
+    return {
+        "metric": metric.score,
+        "value": score_of(cell, scores),
+        "higher_is_better": metric.higher_is_better,
+        "metrics": scores,
+        "curve": curve,
+        "target": target,
+        "steps_to_target": reached and int(reached["step"]),
+        "seconds_to_target": reached and reached["seconds"],
+        "predictions": [round(p, 5) for p in predictions],
+        "references": references,
+    }
+
+
+def score_of(cell: Cell, scores: dict[str, float | None]) -> float:
+    """The score that the task is ranked by, 0 where it is not defined."""
+    return float(scores[cell.task.spec.metric.score] or 0.0)

@@ -5,30 +5,34 @@ why. Asked to stop (SIGTERM, SIGUSR1), it lets the worker keep a checkpoint besi
 place and ends without a record.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from leantune.errors import RETRY, BadInput, naming_extras
 from leantune.fetch import hub
-from leantune.files import record
-from leantune.files.record import Record, summary
+from leantune.files.record import EMPTY, Record, summary, write_record
+from leantune.files.text import say
 from leantune.machine import gpus
 from leantune.machine.gpu_lease import Leased, gpu_lease
+from leantune.run.job import FILE, Job
 from leantune.run.provenance import provenance
 from leantune.spec.cells import Cell
 from leantune.spec.stacks import unsupported_reason
+
+STOPS = (signal.SIGTERM, signal.SIGUSR1)  # what a scheduler sends ahead of the end
 
 
 @naming_extras("a cell", "datasets")
@@ -43,7 +47,6 @@ def run(
     force: bool = False,
     limit: int | None = None,
     export: Path | None = None,
-    command: list[str] | None = None,
     tuning: dict[str, Any] | None = None,
 ) -> int:
     """Run a cell and write its record to `out`. Returns the exit status: 0 with a record, or 75
@@ -51,43 +54,28 @@ def run(
     bytes that the cell may be predicted to need; `tuning`: where its settings are from, for the
     record. Raises BadInput where nothing should be recorded."""
     _check_writable(out)
-    started, clock = time.time(), time.monotonic()
-    kept = out.with_name(f".{out.name}.checkpoint")
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    checkpoint = out.with_name(f".{out.name}.checkpoint")
     reason = unsupported_reason(cell.parts, cell.model, cell.task.spec.kind, cell.device)
-    if reason is not None:
-        result: dict[str, Any] = {"status": "unsupported", "reason": reason}
-    else:
-        result = _run_worker(
-            cell,
-            timeout_minutes,
-            threads,
-            {
-                "force": force,
-                "limit": limit,
-                "export": export and str(export),
-                "draws": cell.flatness,
-                "kept": str(kept.absolute()),
-            },
-        )
+    result: dict[str, Any] = {"status": "unsupported", "reason": reason}
+    if reason is None:
+        terminal = sys.stderr.isatty()
+        job = Job(cell, checkpoint.absolute(), terminal, threads, force, limit, export)
+        result = _run_worker(job, timeout_minutes)
     if result["status"] == "stopped":
-        print("stopped as asked; the same command goes on", file=sys.stderr)
+        say("stopped as asked; the same command goes on")
         return RETRY
     if result["status"] == "bad_input":
         raise BadInput(result["reason"])
     if result["status"] in ("oom", "timeout") and attempt < attempts:
-        print(
-            f"{result['status']}: {result.get('reason')}; attempt {attempt} of {attempts}, asking for another",
-            file=sys.stderr,
-        )
+        why = f"{result['status']}: {result['reason']}"
+        say(f"{why}; attempt {attempt} of {attempts}, asking for another")
         return RETRY
-    finished = {
-        **_record(cell, result, started, command or cell.command(str(out))),
-        "tuning": tuning,
-    }
-    record.write_record(out, finished)
-    kept.unlink(missing_ok=True)
+    record = {**_record(cell, result, started, cell.command(str(out))), "tuning": tuning}
+    write_record(out, record)
+    checkpoint.unlink(missing_ok=True)
     # To stdout: the DAG shows it, all else goes to the log.
-    print(summary(finished, time.monotonic() - clock), flush=True)
+    print(summary(record, time.monotonic() - clock), flush=True)
     return 0
 
 
@@ -102,160 +90,127 @@ def _check_writable(out: Path) -> None:
         ) from error
 
 
-def _run_worker(
-    cell: Cell, timeout_minutes: float, threads: int, options: dict[str, Any]
-) -> dict[str, Any]:
-    if cell.device == "cuda" and cell.model_name != "none":
+def _run_worker(job: Job, timeout_minutes: float) -> dict[str, Any]:
+    """On a GPU of its own, where the cell wants one."""
+    if job.cell.device != "cuda" or job.cell.model_name == "none":
+        return _result_of(job, timeout_minutes, None)
 
-        def say(message: str) -> None:
-            print(message, file=sys.stderr, flush=True)
+    def devices() -> list[gpus.Gpu]:  # those of the hardware that the key names
+        return [gpu for gpu in gpus.visible() if gpu.name == job.cell.hardware]
 
-        def devices() -> list[gpus.Gpu]:  # those of the hardware that the key names
-            return [gpu for gpu in gpus.visible() if gpu.name == cell.hardware]
-
-        with gpu_lease(say, devices=devices) as leased:
-            return _run_on(cell, timeout_minutes, threads, options, leased)
-    return _run_on(cell, timeout_minutes, threads, options, None)
+    with gpu_lease(say, devices=devices) as leased:
+        return _result_of(job, timeout_minutes, leased)
 
 
-def _run_on(
-    cell: Cell, timeout_minutes: float, threads: int, options: dict[str, Any], leased: Leased | None
-) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="leantune-") as scratch:
+def _result_of(job: Job, timeout_minutes: float, leased: Leased | None) -> dict[str, Any]:
+    """What the worker left, or, where it left nothing, how it ended: a status, in which phase and
+    why. `stopped`: there is to be no record."""
+    errors: deque[str] = deque(maxlen=2**16)  # characters, the last ones
+    kills = _oom_kills()
+    workers: list[subprocess.Popen[str]] = []
+    with tempfile.TemporaryDirectory(prefix="leantune-") as scratch, _stops(workers) as stops:
         folder = Path(scratch)
-        options = {**options, "terminal": sys.stderr.isatty()}
-        job = {
-            "cell": _resolve_arguments(cell),
-            "threads": threads,
-            "options": options,
-            "supervisor": os.getpid(),
-            "started": time.monotonic(),
-        }
+        worker = _start(job, folder, leased)
+        workers.append(worker)
+        if stops:  # before there was a worker to pass them on to
+            worker.terminate()
         try:
-            (folder / "job.json").write_text(json.dumps(job))
-        except OSError as error:
-            raise BadInput(
-                f"cannot write into {folder}: {error.strerror}; free space or set TMPDIR"
-            ) from error
-        kills_before = _oom_kills()
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "TOKENIZERS_PARALLELISM": "false",
-            "TRANSFORMERS_VERBOSITY": "error",
-            "PYTHONUNBUFFERED": "1",
-            # The allocator that predictions replay; the record names it.
-            "PYTORCH_CUDA_ALLOC_CONF": os.environ.get(
-                "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False"
-            ),
-        }
-        if leased is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = leased.gpu.uuid
-        errors: deque[str] = deque(maxlen=2**16)  # characters, the last ones
-        with _Stop() as stop:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "leantune.run.worker", scratch],
-                env=environment,
-                start_new_session=True,
-                stderr=subprocess.PIPE,
-                text=True,
-                pass_fds=() if leased is None else (leased.lock,),
-            )
-            stop.pass_on_to(worker)
-            try:
-                timed_out = _follow(worker, errors, timeout_minutes * 60)
-            finally:  # also when this process is asked to stop
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(worker.pid, signal.SIGKILL)
-                worker.wait()
-            result = _result(folder)
-            if result is not None:
-                if result["status"] == "oom":
-                    result.setdefault("details", {"headroom_bytes": _last_phase(folder)[1]})
-                return result
-            if stop.asked or worker.returncode == RETRY:
-                return {"status": "stopped"}
-            phase, headroom = _last_phase(folder)
-            if timed_out:
-                return {
-                    "status": "timeout",
-                    "phase": phase,
-                    "reason": f"not finished after {timeout_minutes:g} minutes",
-                }
-            if worker.returncode == -signal.SIGKILL and (_oom_kills() or 0) > (kills_before or 0):
-                return {
-                    "status": "oom",
-                    "phase": phase,
-                    "reason": "the kernel killed the worker: out of memory",
-                    "details": {"headroom_bytes": headroom},
-                }
-            if worker.returncode < 0:
-                name = signal.Signals(-worker.returncode).name
-                return {
-                    "status": "error",
-                    "phase": phase,
-                    "reason": f"the worker was ended by {name}",
-                }
-            return {"status": "error", "phase": phase, "reason": _last_line("".join(errors))}
+            timed_out = _follow(worker, errors, timeout_minutes * 60)
+        finally:  # also when this process is asked to stop
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+        phase, headroom = _last_phase(folder)
+        lack = {"details": {"headroom_bytes": headroom}}
+        file = folder / "result.json"
+        if file.exists():
+            result: dict[str, Any] = json.loads(file.read_text())
+            return {**lack, **result} if result["status"] == "oom" else result
+    code = worker.returncode
+    if stops or code == RETRY:
+        return {"status": "stopped"}
+    if timed_out:
+        reason = f"not finished after {timeout_minutes:g} minutes"
+        return {"status": "timeout", "phase": phase, "reason": reason}
+    if code == -signal.SIGKILL and _oom_kills() > kills:
+        reason = "the kernel killed the worker: out of memory"
+        return {"status": "oom", "phase": phase, "reason": reason, **lack}
+    reason = _last_line("".join(errors))
+    if code < 0:
+        reason = f"the worker was ended by {signal.Signals(-code).name}"
+    return {"status": "error", "phase": phase, "reason": reason}
 
 
-class _Stop:
-    """While it is open, SIGTERM and SIGUSR1 are passed on to the worker; `asked` says that one
-    came."""
+def _start(job: Job, folder: Path, leased: Leased | None) -> subprocess.Popen[str]:
+    """The worker, in a process group of its own."""
+    try:
+        (folder / FILE).write_bytes(pickle.dumps(job))
+    except OSError as error:
+        raise BadInput(
+            f"cannot write into {folder}: {error.strerror}; free space or set TMPDIR"
+        ) from error
+    environment = {
+        # The allocator that predictions replay, unless the user has set it; the record names it.
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",
+        **os.environ,
+        "OMP_NUM_THREADS": str(job.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if leased is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = leased.gpu.uuid
+    words = [str(folder), str(os.getpid()), str(time.monotonic())]
+    return subprocess.Popen(
+        [sys.executable, "-m", "leantune.run.worker", *words],
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # The lock on the device lasts until both processes have ended.
+        pass_fds=() if leased is None else (leased.lock,),
+    )
 
-    def __init__(self) -> None:
-        self.asked = False
-        self._worker: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> _Stop:
-        self._former = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGTERM, signal.SIGUSR1)
-        }
-        return self
+@contextlib.contextmanager
+def _stops(workers: Sequence[subprocess.Popen[str]]) -> Iterator[list[int]]:
+    """While it is open, SIGTERM and SIGUSR1 are passed on to the workers; yields those that came."""
+    came: list[int] = []
 
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def pass_on_to(self, worker: subprocess.Popen[str]) -> None:
-        self._worker = worker
-        if self.asked:
+    def pass_on(number: int, frame: object) -> None:
+        came.append(number)
+        for worker in workers:
             worker.terminate()
 
-    def _handle(self, number: int, frame: object) -> None:
-        self.asked = True
-        if self._worker is not None:
-            self._worker.terminate()
+    former = {number: signal.signal(number, pass_on) for number in STOPS}
+    try:
+        yield came
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _follow(worker: subprocess.Popen[str], errors: deque[str], seconds: float) -> bool:
     """Pass the worker's stderr on, keep its end, and return True where it ran out of time."""
-    import threading
 
     def copy() -> None:
         assert worker.stderr is not None
-        while chunk := worker.stderr.read(1):  # bars use carriage returns, so lines would come late
-            sys.stderr.write(chunk)
-            if chunk in "\r\n":
+        while letter := worker.stderr.read(1):  # bars use carriage returns: lines would come late
+            sys.stderr.write(letter)
+            if letter in "\r\n":
                 sys.stderr.flush()
-            errors.append(chunk)
+            errors.append(letter)
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()
+    timed_out = False
     try:
         worker.wait(timeout=seconds)
-        timed_out = False
     except subprocess.TimeoutExpired:
         timed_out = True
         os.killpg(worker.pid, signal.SIGKILL)
     thread.join(timeout=10)
     return timed_out
-
-
-def _result(folder: Path) -> dict[str, Any] | None:
-    file = folder / "result.json"
-    return json.loads(file.read_text()) if file.exists() else None
 
 
 def _last_phase(folder: Path) -> tuple[str, int | None]:
@@ -274,43 +229,24 @@ def _last_line(text: str) -> str:
     return lines[-1][:500] if lines else "the worker ended without a word"
 
 
-def _oom_kills() -> int | None:
-    """How often this machine's kernel has killed for memory since it booted."""
-    try:
+def _oom_kills() -> int:
+    """How often this machine's kernel has killed for memory since it booted; 0 where it does not
+    tell."""
+    with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
-    except OSError:
-        pass
-    return None
+    return 0
 
 
-def _resolve_arguments(cell: Cell) -> dict[str, Any]:
-    """The arguments with which `plan.resolve` makes this cell again in the worker."""
+def _record(
+    cell: Cell, result: dict[str, Any], started: datetime.datetime, command: list[str]
+) -> Record:
+    points = [part.point for part in cell.parts if part.point]
+    plugins = [cell.task] + ([] if cell.model_name == "none" else [cell.model])
     return {
-        "model": cell.model.name,
-        "task": cell.task.name,
-        "method": cell.method,
-        "seed": cell.seed,
-        "trial": cell.trial,
-        "device": cell.device,
-        "overrides": cell.overrides,
-    }
-
-
-def _record(cell: Cell, result: dict[str, Any], started: float, command: list[str]) -> Record:
-    points = [p.point for p in cell.parts if p.point]
-    when = datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds")
-    sources = [cell.task.raw["source"]] + (
-        [] if cell.model_name == "none" else [cell.model.raw["source"]]
-    )
-    known = ("memory", "parameters", "time", "quality", "inference", "size", "details")
-    return {
-        **record.EMPTY,
-        **{k: result[k] for k in known if k in result},
-        "status": result["status"],
-        "phase": result.get("phase"),
-        "reason": result.get("reason"),
+        **EMPTY,
+        **{name: part for name, part in result.items() if name != "samples"},
         "cell": {
             "model": cell.model_name,
             "task": cell.task.name,
@@ -323,7 +259,7 @@ def _record(cell: Cell, result: dict[str, Any], started: float, command: list[st
         "key": {**cell.key, "samples": result.get("samples")},
         "provenance": {
             **provenance(command, cell.hashes, cell.hardware),
-            "revisions": hub.locked_revisions(sources),
-            "started": when,
+            "revisions": hub.locked_revisions([plugin.raw["source"] for plugin in plugins]),
+            "started": started.isoformat(timespec="seconds"),
         },
     }

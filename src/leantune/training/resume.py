@@ -27,6 +27,7 @@ from leantune.files.record import replacing
 from leantune.spec.cells import Cell
 
 State = dict[str, Any]
+FORM = 2  # of what a checkpoint holds; counts up where a reader of the form before would fail
 
 
 class Preempted(Exception):
@@ -150,6 +151,7 @@ def restore_random(state: State) -> None:
 def identity(cell: Cell, samples: str) -> str:
     """A digest of all that a run's numbers depend on; a checkpoint of another is of no use."""
     known = [
+        FORM,
         cell.hashes,
         cell.key,
         cell.model_name,
