@@ -61,7 +61,7 @@ def plugin(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: dict[str, An
     stated = [{k: v for k, v in {**CLAIM, **change}.items() if v is not None} for change in changes]
     (place_ / "method.yaml").write_text(yaml.safe_dump({**METHOD, "claims": stated}))
     monkeypatch.setenv("LEANTUNE_PLUGINS", str(folder / "plugins"))
-    plugins._load.cache_clear()
+    plugins.read.cache_clear()
 
 
 def ledger(folder: Path, *words: str) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """The command's words that need no cell."""
 
+import json
 import subprocess
 import sys
 
@@ -45,7 +46,7 @@ except SystemExit:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(told)
-    assert done.stdout.splitlines()[-1] == "set() leantune.cli.parser"
+    assert done.stdout.splitlines()[-1] == "set() leantune.cli.flags leantune.cli.parser"
 
 
 def test_an_answer_comes_without_words_of_the_libraries():
@@ -74,6 +75,14 @@ def test_validate_passes_everything_shipped(capsys):
     assert capsys.readouterr().out.count("ok ") == sum(
         len(plugins.discover(k)) for k in ("methods", "tasks", "models")
     )
+
+
+@pytest.mark.parametrize("kind", ["config", "method", "task", "model"])
+def test_schema_prints_what_an_editor_reads(kind, capsys):
+    assert parser.main(["schema", kind]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["additionalProperties"] is False
+    assert ("cells" if kind == "config" else "name") in printed["properties"]
 
 
 @pytest.mark.parametrize("kind", ["method", "task"])

@@ -145,7 +145,7 @@ def test_only_what_changed_is_predicted_again(
     del asked[:]
     file = plugins / "methods" / "rank_one" / "method.yaml"
     file.write_text(METHOD.replace("rank: 1", "rank: 4"))
-    registry._load.cache_clear()
+    registry.read.cache_clear()
     again = make(tmp_path, "full", "rank_one", models=("tiny-a", "tiny-b"))
     assert asked == ["tiny-a rank_one", "tiny-b rank_one"]
     counts = [
@@ -191,7 +191,7 @@ def test_a_source_belongs_to_a_point(
     (plugins / "methods" / "rank_one" / "method.yaml").write_text(
         METHOD.replace("sources: {two", "sources: {three")
     )
-    registry._load.cache_clear()
+    registry.read.cache_clear()
     assert parser.main(["footprint", "--config", str(config(tmp_path, "rank_one"))]) == 2
     assert "'three', which is none of its points" in capsys.readouterr().err
 

@@ -71,6 +71,6 @@ def test_a_loader_of_another_task_gives_the_same_texts_and_is_part_of_the_hash(
     assert loader_folder(borrowed.raw, folder) == owner.folder
     before = task_hash(borrowed, {})
     (folder / "task.yaml").write_text(text.replace("loader: pretrain", "loader: tales"))
-    plugins._load.cache_clear()
+    plugins.read.cache_clear()
     assert task_hash(plugins.get("tasks", "borrowed"), {}) != before
-    plugins._load.cache_clear()
+    plugins.read.cache_clear()

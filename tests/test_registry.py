@@ -38,7 +38,7 @@ def plugins(tmp_path, monkeypatch):
             (folder / "method.py").write_text(code)
         for cached in (
             registry._discovered,
-            registry._load,
+            registry.read,
             _method_code_hash,
         ):
             cached.cache_clear()
@@ -46,7 +46,7 @@ def plugins(tmp_path, monkeypatch):
 
     yield add
     registry._discovered.cache_clear()
-    registry._load.cache_clear()
+    registry.read.cache_clear()
 
 
 def test_every_shipped_plugin_is_valid():

@@ -1,38 +1,33 @@
 """`leantune claims`: what papers claim against what was measured."""
 
-from argparse import Namespace
-from pathlib import Path
-
-from leantune.cli.flags import GRID, config_and_output, flag
+from leantune.cli.flags import GRID, Arguments, flag, path
 from leantune.errors import BadInput
 
 FLAGS = (
     flag(
         "methods", nargs="*", metavar="METHOD", help="only these; default: every method with claims"
     ),
-    flag("--config", instead="place", type=Path, default=Path("config/config.yaml")),
+    path("--config", instead="place", default="config/config.yaml"),
     GRID,
-    flag(
+    path(
         "--records",
         instead="place",
-        type=Path,
         metavar="FOLDER",
         help="a folder of records, such as results/records",
     ),
-    flag(
+    path(
         "--output",
-        type=Path,
         help="the run's folder; default: the config's, or the one above FOLDER",
     ),
 )
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Arguments) -> None:
     from leantune.results.claims import ledger  # imports scipy: not for `--help`
 
     records = arguments.records
     if records is None:
-        _, output = config_and_output(arguments)
+        _, output = arguments.config_and_output()
         records = output / "records"
     elif records.is_dir():
         output = arguments.output or records.parent

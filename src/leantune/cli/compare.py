@@ -1,9 +1,6 @@
 """`leantune compare`: step times of methods that take turns."""
 
-from argparse import Namespace
-from pathlib import Path
-
-from leantune.cli.flags import DEVICE, SETTINGS, TRUST, flag, positive
+from leantune.cli.flags import DEVICE, SETTINGS, TRUST, Arguments, flag, path, positive
 from leantune.files.record import write_json
 from leantune.machine.gpus import resolve_device
 from leantune.run import trials
@@ -16,13 +13,13 @@ FLAGS = (
     flag("--rounds", type=positive(int), default=3, help="how often each takes its turn (3)"),
     DEVICE,
     SETTINGS,
-    flag("--tuning", nargs="*", type=Path, default=[], metavar="FILE"),
-    flag("--out", type=Path, metavar="FILE", help="also write what was measured here, as JSON"),
+    path("--tuning", nargs="*", default=[], metavar="FILE"),
+    path("--out", metavar="FILE", help="also write what was measured here, as JSON"),
     TRUST,
 )
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Arguments) -> None:
     from leantune.run import step_times  # imports scipy: `--help` must not wait for it
 
     found = step_times.compare(

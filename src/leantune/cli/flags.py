@@ -3,17 +3,35 @@ subcommands share."""
 
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from leantune.errors import BadInput
-from leantune.spec.config import load_config
-from leantune.spec.settings import parse_settings
 
 
-@dataclass(frozen=True)
-class Flag:
+class Arguments(Namespace):
+    """The values of one call's flags, and what several subcommands make of them."""
+
+    def config_and_output(self) -> tuple[dict[str, Any], Path]:
+        """Of the flags of a config: its content, and the run's folder."""
+        from leantune.spec.config import load_config  # imports yaml: not for `--help`
+
+        config = load_config(self.config, self.grid)
+        return config, self.output or Path(config["output"])
+
+    def settings_and_method(self) -> tuple[dict[str, Any], str]:
+        """Of the flags of a cell: the settings set by hand, and the stack with its point."""
+        from leantune.spec.settings import parse_settings
+
+        settings = parse_settings(self.settings)
+        given = {"task.batch": self.batch, "task.length": self.seq, "task.dtype": self.dtype}
+        settings |= {key: value for key, value in given.items() if value is not None}
+        if self.point and ("+" in self.method or "@" in self.method):
+            raise BadInput("--point goes with a single method; in a stack write METHOD@POINT")
+        return settings, f"{self.method}@{self.point}" if self.point else self.method
+
+
+class Flag(NamedTuple):
     """A flag or an argument: what `ArgumentParser.add_argument` is called with."""
 
     names: tuple[str, ...]
@@ -23,6 +41,11 @@ class Flag:
 
 def flag(*names: str, instead: str = "", **words: Any) -> Flag:
     return Flag(names, words, instead)
+
+
+def path(*names: str, **words: Any) -> Flag:
+    """A flag whose value is a file or folder; its default is written as text."""
+    return flag(*names, type=Path, **words)
 
 
 def positive(what: type[int] | type[float], most: float | None = None) -> Callable[[str], float]:
@@ -57,7 +80,7 @@ def several(name: str, what: type[str] | type[int], **words: Any) -> Flag:
 
 
 GRID = flag("--grid", help="only this one of the config's grids")
-CONFIG = (flag("--config", type=Path, default=Path("config/config.yaml")), GRID)
+CONFIG = (path("--config", default="config/config.yaml"), GRID)
 TRUST = flag(
     "--trust-remote-code",
     action="append",
@@ -96,23 +119,3 @@ CELL = (
     SETTINGS,
     TRUST,
 )
-
-
-def settings_and_method(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    """Of the flags of a cell: the settings set by hand, and the stack with its point."""
-    settings = parse_settings(arguments.settings)
-    for given, key in (("batch", "batch"), ("seq", "length"), ("dtype", "dtype")):
-        if getattr(arguments, given) is not None:
-            settings[f"task.{key}"] = getattr(arguments, given)
-    method = arguments.method
-    if arguments.point:
-        if "+" in method or "@" in method:
-            raise BadInput("--point goes with a single method; in a stack write METHOD@POINT")
-        method = f"{method}@{arguments.point}"
-    return settings, method
-
-
-def config_and_output(arguments: Namespace) -> tuple[dict[str, Any], Path]:
-    """Of the flags of a config: its grid, and the run's folder."""
-    config = load_config(arguments.config, arguments.grid)
-    return config, arguments.output or Path(config["output"])

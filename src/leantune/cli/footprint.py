@@ -1,17 +1,14 @@
 """`leantune footprint`: predictions at the papers' scale."""
 
-from argparse import Namespace
-from pathlib import Path
-
-from leantune.cli.flags import CONFIG, config_and_output, flag
+from leantune.cli.flags import CONFIG, Arguments, path
 from leantune.prediction import paper_scale
 
 FLAGS = (
     *CONFIG,
-    flag("--output", type=Path, help="the run's folder; default: the config's `output`"),
+    path("--output", help="the run's folder; default: the config's `output`"),
 )
 
 
-def run(arguments: Namespace) -> None:
-    config, output = config_and_output(arguments)
+def run(arguments: Arguments) -> None:
+    config, output = arguments.config_and_output()
     paper_scale.write(output, paper_scale.expand(config))

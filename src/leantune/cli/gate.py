@@ -1,23 +1,23 @@
 """`leantune gate`: whether a run ended as its config allows."""
 
 import sys
-from argparse import Namespace
-from pathlib import Path
 
-from leantune.cli.flags import CONFIG, config_and_output, flag
+from leantune.cli.flags import CONFIG, Arguments, path
 from leantune.spec.config import expand
 
 FLAGS = (
     *CONFIG,
-    flag("--output", type=Path),
-    flag("--published", type=Path, default=Path("results"), help="compare with these results"),
+    path(
+        "--output",
+    ),
+    path("--published", default="results", help="compare with these results"),
 )
 
 
-def run(arguments: Namespace) -> int:
+def run(arguments: Arguments) -> int:
     from leantune.results import build, calibration, comparison  # import scipy: not for `--help`
 
-    config, output = config_and_output(arguments)
+    config, output = arguments.config_and_output()
     print(comparison.compare_published(output / "records", arguments.published))
     page = output / "report" / "index.html"
     if page.is_file():

@@ -1,13 +1,12 @@
 """`leantune list`: what there is to combine."""
 
-from argparse import Namespace
-
+from leantune.cli.flags import Arguments
 from leantune.spec import plugins
 
 FLAGS = ()
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Arguments) -> None:
     for kind in ("methods", "tasks", "models"):
         print(f"{kind}:")
         for name in sorted(plugins.discover(kind)):

@@ -1,13 +1,10 @@
 """`leantune merge`: records from another machine join the results."""
 
-from argparse import Namespace
-from pathlib import Path
-
-from leantune.cli.flags import flag
+from leantune.cli.flags import Arguments, flag, path
 
 FLAGS = (
-    flag("folder", type=Path, metavar="FOLDER", help="what was sent: a folder with records/ in it"),
-    flag("--into", type=Path, default=Path("results"), help="the results that they join (results)"),
+    path("folder", metavar="FOLDER", help="what was sent: a folder with records/ in it"),
+    path("--into", default="results", help="the results that they join (results)"),
     flag(
         "--allow-dirty",
         action="store_true",
@@ -17,7 +14,7 @@ FLAGS = (
 )
 
 
-def run(arguments: Namespace) -> int:
+def run(arguments: Arguments) -> int:
     from leantune.results.merge import merge  # imports scipy: not for `--help`
 
     judged = merge(

@@ -3,23 +3,22 @@ there."""
 
 import re
 import shlex
-from argparse import Namespace
 from pathlib import Path
 from string import Template
 
-from leantune.cli.flags import flag
+from leantune.cli.flags import Arguments, flag, path
 from leantune.errors import BadInput
 from leantune.spec import plugins
 
 FLAGS = (
     flag("kind", choices=["method", "task"]),
     flag("name"),
-    flag("--at", type=Path, metavar="DIR", help="the plugin root (default: this checkout)"),
+    path("--at", metavar="DIR", help="the plugin root (default: this checkout)"),
 )
 TEMPLATES = Path(__file__).with_name("templates")
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Arguments) -> None:
     root = arguments.at or plugins.checkout()
     if root is None:
         raise BadInput(

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from leantune import __version__
+from leantune.cli.flags import Arguments
 from leantune.errors import BadInput, Unsupported, naming_extras
 
 # The help lines stand here, so that `leantune --help` imports none of the modules.
@@ -31,6 +32,7 @@ COMMANDS = {
     "rerun": "remove the records of failed cells, so that the next run repeats them",
     "repro": "run a record's own command again and compare it field by field",
     "merge": "check records from another machine and add them to the results",
+    "schema": "the JSON schema of a kind of YAML file, for editors",
     "new": "start a method or task folder from a working example",
 }
 EXAMPLES = """examples:
@@ -63,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
+def parse(words: Sequence[str]) -> Arguments:
     """The arguments of one call; `run` is the function that takes them.
 
     Only the module of the subcommand that is called is imported.
@@ -86,4 +88,4 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             for flag in module.FLAGS:
                 holder = groups[flag.instead] if flag.instead else command
                 holder.add_argument(*flag.names, **flag.words)
-    return parser.parse_args(words)
+    return parser.parse_args(words, Arguments())

@@ -1,11 +1,9 @@
 """`leantune plan`: what a config needs, before it runs."""
 
 import json
-from argparse import Namespace
 from dataclasses import asdict
-from pathlib import Path
 
-from leantune.cli.flags import CONFIG, flag, positive
+from leantune.cli.flags import CONFIG, Arguments, flag, path, positive
 from leantune.files.text import write_text
 from leantune.prediction import cards, cost
 from leantune.spec.config import load_config
@@ -29,11 +27,11 @@ FLAGS = (
         "--under", metavar="SIZE", help="leave out what needs more: 24GiB or a card (what CARD has)"
     ),
     flag("--json", action="store_true", help="print one JSON object"),
-    flag("--csv", type=Path, metavar="FILE", help="also write the cells into this table"),
+    path("--csv", metavar="FILE", help="also write the cells into this table"),
 )
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Arguments) -> None:
     under = arguments.under
     if under in cards.USABLE_GIB:  # the context of CUDA is in a cell's need: take what a card has
         under = cards.usable_bytes(under)

@@ -2,11 +2,10 @@
 
 import gc
 import json
-from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-from leantune.cli.flags import TRUST, flag, several
+from leantune.cli.flags import TRUST, Arguments, flag, several
 from leantune.errors import BadInput
 from leantune.prediction import cards, grid
 from leantune.prediction.ask import Ask, answers
@@ -35,7 +34,7 @@ FLAGS = (
 )
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Arguments) -> None:
     gc.disable()  # collecting while torch and transformers are imported costs one to two seconds
     from leantune.prediction import one
 

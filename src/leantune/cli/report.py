@@ -1,22 +1,15 @@
 """`leantune report`: the results as a page, or its charts as files."""
 
-from argparse import Namespace
-from pathlib import Path
-
-from leantune.cli.flags import flag
+from leantune.cli.flags import Arguments, path
 
 FLAGS = (
-    flag(
-        "--results", type=Path, default=Path("results"), help="a run's folder, or results (results)"
-    ),
-    flag("--out", type=Path, help="where the page goes (report/ in the results)"),
-    flag(
-        "--figures", type=Path, metavar="DIR", help="write only the charts, for a paper, into DIR"
-    ),
+    path("--results", default="results", help="a run's folder, or results (results)"),
+    path("--out", help="where the page goes (report/ in the results)"),
+    path("--figures", metavar="DIR", help="write only the charts, for a paper, into DIR"),
 )
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Arguments) -> None:
     from leantune import report  # imports altair: not for `--help`
 
     results = arguments.results

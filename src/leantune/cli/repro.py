@@ -1,18 +1,16 @@
 """`leantune repro`: a record's cell is run again and compared with it."""
 
 import json
-from argparse import Namespace
-from pathlib import Path
 
-from leantune.cli.flags import flag
+from leantune.cli.flags import Arguments, flag, path
 
 FLAGS = (
-    flag("record", type=Path, metavar="RECORD", help="the JSON file of a cell"),
+    path("record", metavar="RECORD", help="the JSON file of a cell"),
     flag("--json", action="store_true", help="print one JSON object"),
 )
 
 
-def run(arguments: Namespace) -> int:
+def run(arguments: Arguments) -> int:
     from leantune.results import reproduce  # imports scipy: not for `--help`
 
     original, again = reproduce.run_again(arguments.record)

@@ -1,10 +1,8 @@
 """`leantune rerun`: failed cells are forgotten, so that the next run repeats them."""
 
 import shlex
-from argparse import Namespace
-from pathlib import Path
 
-from leantune.cli.flags import CONFIG, config_and_output, flag
+from leantune.cli.flags import CONFIG, Arguments, flag, path
 from leantune.errors import BadInput
 from leantune.files.record import STATUSES
 from leantune.spec.config import expand
@@ -12,14 +10,16 @@ from leantune.spec.config import expand
 FLAGS = (
     flag("--status", default="oom,timeout,error", help="comma-separated (oom,timeout,error)"),
     *CONFIG,
-    flag("--output", type=Path),
+    path(
+        "--output",
+    ),
 )
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Arguments) -> None:
     from leantune.results.publish import remove  # imports scipy: not for `--help`
 
-    config, output = config_and_output(arguments)
+    config, output = arguments.config_and_output()
     statuses = {*arguments.status.split(",")}
     known = {*STATUSES, "stale", "damaged"}
     if unknown := statuses - known:

@@ -1,10 +1,8 @@
 """`leantune run`: one cell, and its record."""
 
-from argparse import Namespace
 from functools import partial
-from pathlib import Path
 
-from leantune.cli.flags import CELL, flag, not_negative, positive, settings_and_method
+from leantune.cli.flags import CELL, Arguments, flag, not_negative, path, positive
 from leantune.errors import BadInput
 from leantune.run import supervisor, trials
 from leantune.spec.cells import resolve_cell
@@ -12,7 +10,7 @@ from leantune.spec.trials import chosen_settings
 
 FLAGS = (
     *CELL,
-    flag("--out", type=Path, required=True, metavar="FILE", help="where the record goes"),
+    path("--out", required=True, metavar="FILE", help="where the record goes"),
     flag("--trial", type=int, metavar="N", help="a tuning trial: scored on the validation split"),
     flag(
         "--timeout",
@@ -42,7 +40,7 @@ FLAGS = (
         metavar="MIB",
         help="do not start where the prediction needs more (0: what the machine has)",
     ),
-    flag("--export", type=Path, metavar="FOLDER", help="save the trained model here"),
+    path("--export", metavar="FOLDER", help="save the trained model here"),
     flag(
         "--flatness",
         type=not_negative,
@@ -50,10 +48,9 @@ FLAGS = (
         metavar="DRAWS",
         help="random changes after training that tell how flat the minimum is (0)",
     ),
-    flag(
+    path(
         "--tuning",
         nargs="*",
-        type=Path,
         default=[],
         metavar="FILE",
         help="settings chosen by `leantune choose` for parts of the stack",
@@ -62,8 +59,8 @@ FLAGS = (
 )
 
 
-def run(arguments: Namespace) -> int:
-    settings, method = settings_and_method(arguments)
+def run(arguments: Arguments) -> int:
+    settings, method = arguments.settings_and_method()
     resolved = partial(
         resolve_cell,
         arguments.model,

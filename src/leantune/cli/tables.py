@@ -1,14 +1,11 @@
 """`leantune tables`: records to CSV tables."""
 
-from argparse import Namespace
-from pathlib import Path
-
-from leantune.cli.flags import CONFIG, config_and_output, flag
+from leantune.cli.flags import CONFIG, Arguments, flag, path
 from leantune.spec.config import expand
 
 FLAGS = (
     *CONFIG,
-    flag("--output", type=Path, help="the run's folder; default: the config's `output`"),
+    path("--output", help="the run's folder; default: the config's `output`"),
     flag(
         "--across",
         action="append",
@@ -19,8 +16,8 @@ FLAGS = (
 )
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Arguments) -> None:
     from leantune.results.build import write_tables  # imports scipy: not for `--help`
 
-    config, output = config_and_output(arguments)
+    config, output = arguments.config_and_output()
     write_tables(output, expand(config), config["calibration"], arguments.across)

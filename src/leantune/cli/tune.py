@@ -1,9 +1,6 @@
 """`leantune tune`: a cell for each of several settings."""
 
-from argparse import Namespace
-from pathlib import Path
-
-from leantune.cli.flags import CELL, flag, positive, settings_and_method
+from leantune.cli.flags import CELL, Arguments, flag, path, positive
 from leantune.run import trials
 
 FLAGS = (
@@ -15,9 +12,7 @@ FLAGS = (
         metavar="METHOD.PARAM=V,V,...",
         help="values to try; default: those under `search:` of the method's yaml",
     ),
-    flag(
-        "--output", type=Path, default=Path("runs/default"), help="the run's folder (runs/default)"
-    ),
+    path("--output", default="runs/default", help="the run's folder (runs/default)"),
     flag(
         "--timeout",
         type=positive(float),
@@ -28,8 +23,8 @@ FLAGS = (
 )
 
 
-def run(arguments: Namespace) -> None:
-    settings, method = settings_and_method(arguments)
+def run(arguments: Arguments) -> None:
+    settings, method = arguments.settings_and_method()
     grid = trials.parse_grid(arguments.search) or trials.default_grid(method)
     where = (arguments.seed, arguments.device)
     cells = trials.trials(arguments.model, arguments.task, method, grid, *where, settings)

@@ -102,7 +102,8 @@ def discover(kind: str) -> dict[str, Path]:
 
 
 @functools.cache
-def _load(kind: str, file: Path) -> Plugin[Any]:
+def read(kind: str, file: Path) -> Plugin[Any]:
+    """The plugin that a YAML file declares. Raises BadInput with what is wrong in it."""
     from leantune.spec.schema import FILES
 
     raw = read_yaml(file)
@@ -128,4 +129,4 @@ def get(kind: str, name: str) -> Plugin[Any]:
     known = discover(kind)
     if name not in known:
         raise BadInput(f"unknown {kind[:-1]} '{name}'; known: {', '.join(sorted(known))}")
-    return _load(kind, known[name])
+    return read(kind, known[name])
