@@ -32,15 +32,16 @@ from leantune.files import record
 from leantune.files.parse import check, read_yaml
 from leantune.files.text import csv_text
 from leantune.prediction import cards
-from leantune.results import calibration, decisions, leaderboard, overall, pareto, readme
+from leantune.results import build, calibration, readme
 from leantune.results.claims import expressions
+from leantune.results.columns import names
 from leantune.results.comparable import Entry
 from leantune.results.comparison import compare_records
 from leantune.results.load import timed
 from leantune.run import trials
 from leantune.spec import plugins as registry
 from leantune.spec.cells import STEP_TIME_KEY, cell_of_record, resolve_cell
-from leantune.spec.config import CALIBRATION_LIMITS, expand, load_config
+from leantune.spec.config import expand, load_config
 from leantune.spec.schema import FILES
 from leantune.spec.settings import parse_settings
 from leantune.spec.trials import chosen_settings, planned_trials
@@ -243,19 +244,12 @@ def read_records(tree: Any, folder: Path) -> None:
     others = [ok("full", 0, quality=0.7, **SCORES), ok("lora", 1, quality=0.8, **SCORES)]
     entries = [Entry(place(one), one["status"], one) for one in (found, *others)]
     entries = timed(entries, folder / "timing")
-    boards = leaderboard.boards(calibration.without_controls(entries))
-    ranked = leaderboard.ranked(boards)
-    csv_text(leaderboard.cells(entries), leaderboard.CELL_COLUMNS)
-    csv_text(ranked, leaderboard.LEADERBOARD_COLUMNS)
-    csv_text(leaderboard.failures(entries), leaderboard.FAILURE_COLUMNS)
-    csv_text(decisions.decisions(boards), decisions.COLUMNS)
-    csv_text(overall.overall(boards), overall.COLUMNS)
-    csv_text(pareto.pareto(boards), pareto.PARETO_COLUMNS)
-    csv_text(pareto.budgets(boards), pareto.BUDGET_COLUMNS)
-    csv_text(calibration.rows(entries, CALIBRATION_LIMITS), calibration.COLUMNS)
-    readme.markdown_leaderboard(ranked)
+    tables = build.tables(entries)
+    for name, rows in tables.items():
+        csv_text(rows, names(name))
+    readme.markdown_leaderboard(tables["leaderboard"])
     compare_records([found], others)
-    leaderboard.leaderboard(entries, across=["hardware", "batch"])
+    build.tables(entries, across=["hardware", "batch"])
 
 
 def read_choice(tree: Any, folder: Path) -> None:

@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 from leantune.cli import parser
 from leantune.errors import BadInput
 from leantune.metrics import stats
-from leantune.results import build
+from leantune.results import build, columns
 from leantune.results import leaderboard as rows
 from leantune.results.comparable import MERGEABLE, Entry
 from leantune.results.decisions import decisions
@@ -29,14 +29,15 @@ from leantune.results.publish import publish
 from leantune.spec import plugins
 from leantune.spec.cells import Cell
 
+TIMES = {
+    *("step_seconds_median", "time_vs_full", "train_seconds_total", "hook_seconds_total"),
+    *("attach_seconds_cold", "seconds_to_target", "inference_tokens_per_second"),
+}
 METHODS = ["full", "head", "lora", "came", "svfit@r64"]
 QUICK = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-MADE = {
-    "leaderboard": rows.ranked,
-    **{f.__name__: f for f in (decisions, overall, pareto, budgets)},
-}
+MADE = ("leaderboard", "decisions", "overall", "pareto", "budgets")
 
 
 def entries(*records):
@@ -47,8 +48,8 @@ def entries(*records):
 
 def made(*records, across=()):
     """Every table of the records, by name."""
-    found = boards(entries(*records), across)
-    return {name: table(found) for name, table in MADE.items()}
+    found = build.tables(entries(*records), across=across)
+    return {name: found[name] for name in MADE}
 
 
 def by_method(found):
@@ -557,8 +558,10 @@ def test_no_times_are_compared_across_machines(field):
     here, there = cell("full", vs_full=1.0), cell("lora", key=other)
     there["key"]["short"] = "elsewhere"
     found = made(here, there, across=[field])
+    times = [column.name for column in columns.of_table("leaderboard") if column.timed]
+    assert {*times} == TIMES
     for row in (*found["leaderboard"], *found["pareto"]):
-        assert all(row.get(column) is None for column in rows.TIMES)
+        assert all(row.get(column) is None for column in times)
     assert not [row for row in found["budgets"] if row["budget_kind"] == "step_seconds_median"]
     assert by_method(made(here, across=[field])["leaderboard"])["full"]["time_vs_full"] == 1.0
 

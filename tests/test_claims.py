@@ -24,6 +24,7 @@ from leantune.results.claims import ledger as claims
 from leantune.results.claims.expressions import Value
 from leantune.results.claims.ledger import Claim, Condition
 from leantune.results.claims.measures import NotRun, Predictions, Records, language
+from leantune.results.columns import names
 from leantune.results.comparable import Entry
 from leantune.spec import plugins
 from leantune.spec.hashes import _method_code_hash
@@ -430,10 +431,10 @@ def test_columns_and_the_rows_of_other_methods_stay(
 ) -> None:
     write(tmp_path, *BETTER)
     (tmp_path / "tables").mkdir()
-    kept = {**dict.fromkeys(claims.COLUMNS, ""), "method": "zeta", "verdict": "supported"}
+    kept = {**dict.fromkeys(names("claims"), ""), "method": "zeta", "verdict": "supported"}
     before = {**kept, "method": "lean", "verdict": "refuted"}
     with (tmp_path / "tables" / "claims.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, claims.COLUMNS)
+        writer = csv.DictWriter(file, names("claims"))
         writer.writeheader()
         writer.writerows([before, kept])
     plugin(tmp_path, monkeypatch, {})

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from sample_records import failed, ok
@@ -12,7 +14,7 @@ from sample_records import failed, ok
 from leantune.cli import parser
 from leantune.errors import BadInput
 from leantune.files import record
-from leantune.results import reproduce
+from leantune.results import comparison, reproduce
 from leantune.spec.cells import cell_of_record, resolve_cell
 
 SMALL = [
@@ -109,7 +111,7 @@ def pair(**more):
 
 
 def verdicts(then, now):
-    return {field["field"]: field["verdict"] for field in reproduce.compare(then, now)}
+    return {field["field"]: field["verdict"] for field in reproduce.fields(then, now)}
 
 
 def test_equal_records_hold_in_every_field():
@@ -138,7 +140,7 @@ def test_every_field_is_looked_at(field, path):
     for name in path[:-1]:
         inner = inner[name]
     inner[path[-1]] = "other" if field == "samples" else inner[path[-1]] + 1
-    fields = reproduce.compare(then, now)
+    fields = reproduce.fields(then, now)
     assert [f["field"] for f in fields if f["verdict"] == "differs"] == [field]
     assert not reproduce.holds(fields)
     assert f"differs: {field}" in reproduce.describe(fields)
@@ -148,7 +150,7 @@ def test_bytes_of_other_versions_are_not_compared_and_say_which():
     then, now = pair()
     then["memory"]["tensors"]["peak_bytes"] = 7
     then["provenance"]["packages"]["transformers"] = "5.22.0"
-    fields = reproduce.compare(then, now)
+    fields = reproduce.fields(then, now)
     assert (
         verdicts(then, now)["tensors peak bytes"]
         == "not compared: transformers 5.22.0, here 5.23.0"
@@ -169,7 +171,7 @@ def test_a_score_must_lie_in_the_interval_of_the_recorded_one():
     then, now = pair(quality=0.8, predictions=right, references=truth)
     for score, holds in ((0.8, True), (0.775, True), (0.825, True), (0.7, False), (0.9, False)):
         now["quality"]["value"] = score
-        fields = reproduce.compare(then, now)
+        fields = reproduce.fields(then, now)
         assert reproduce.holds(fields) is holds, score
     assert verdicts(then, now)["accuracy"].startswith("differs: outside [0.7")
 
@@ -186,7 +188,7 @@ def test_times_never_decide():
     assert verdicts(then, now)["step seconds"] == "ratio 100.00"
     now["key"]["hardware"] = "another"
     assert verdicts(then, now)["step seconds"].startswith("not compared")
-    assert reproduce.holds(reproduce.compare(then, now))
+    assert reproduce.holds(reproduce.fields(then, now))
 
 
 def test_a_cell_that_fails_now_differs_by_its_status():
@@ -199,7 +201,20 @@ def test_files_that_changed_since_are_named_and_decide_nothing():
     then, now = pair()
     then["provenance"]["hashes"] = {**then["provenance"]["hashes"], "task": "older"}
     assert verdicts(then, now)["files"] == "changed since: task"
-    assert reproduce.holds(reproduce.compare(then, now))
+    assert reproduce.holds(reproduce.fields(then, now))
+
+
+def test_one_function_compares_two_records():
+    """Whoever takes two records goes by results/comparison.py, which knows what an absent value is."""
+    source = Path(comparison.__file__).parents[1]
+    code = {file.name: file.read_text() for file in source.rglob("*.py")}
+    two = {name for name, text in code.items() if re.search(r"\w+: Record,\s+\w+: Record\b", text)}
+    assert two == {"comparison.py", "reproduce.py"}
+    using = {n for n, text in code.items() if "from leantune.results.comparison import" in text}
+    assert using >= {"reproduce.py", "merge.py"}
+    assert [
+        n for n, text in code.items() if re.search(r"^def (compare|differing)\(one", text, re.M)
+    ] == ["comparison.py"]
 
 
 # ------------------------------------------------------------------ bad input

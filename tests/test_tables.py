@@ -9,12 +9,13 @@ from sample_records import failed, ok, place, write
 
 from leantune.errors import BadInput
 from leantune.files.text import csv_text
-from leantune.results import build
+from leantune.prediction import paper_scale
+from leantune.results import build, columns
 from leantune.results import leaderboard as rows
 from leantune.results.comparable import Entry
 from leantune.results.comparison import compare_published
 from leantune.results.leaderboard import leaderboard
-from leantune.results.load import is_stale
+from leantune.results.load import is_stale, load
 from leantune.results.publish import publish
 from leantune.results.readme import markdown_leaderboard, update_readme
 from leantune.spec import plugins
@@ -251,6 +252,38 @@ def test_leaderboard_columns_begin_as_promised(tmp_path, not_stale):
     assert len(read(tmp_path, "cells")) == 1
 
 
+def test_a_new_number_is_one_line_of_the_table_of_columns(tmp_path, not_stale, monkeypatch):
+    new = columns.Column("odd_bytes", "details.odd", "largest", "bytes", "odd", "a new number")
+    alone = columns.Column("lone", "details.lone", "", "", "lone", "of one seed")
+    more = {"odd_bytes": new, "lone": alone}
+    known = columns.known()
+    monkeypatch.setattr(columns, "known", lambda: {**known, **more})
+    records = [ok("lora", seed) for seed in (0, 1)]
+    for number, record in enumerate(records):
+        record["details"] = {"odd": 2**20 * (1 + number), "lone": number}
+    write(tmp_path, *records)
+    build.write_tables(tmp_path)
+    assert [(r["odd_bytes"], r["lone"]) for r in read(tmp_path, "cells")] == [
+        ("1048576", "0"),
+        ("2097152", "1"),
+    ]
+    (row,) = read(tmp_path, "leaderboard")
+    assert row["odd_bytes"] == "2097152"
+    assert "lone" not in row
+
+
+def test_every_column_has_a_title_and_says_what_it_means():
+    for table in columns.ORDER:
+        for column in columns.of_table(table):
+            assert column.title, (table, column.name)
+            assert column.help, (table, column.name)
+            assert column.seeds in {"", *columns.JOINED}
+            if column.path and "." not in column.path:
+                assert column.path in {*columns.DERIVED, "phase", "reason"}
+    for name in paper_scale.COLUMNS:
+        assert columns.column(name, "footprint").help
+
+
 def test_damaged_records_are_named_and_the_tables_go_on(tmp_path, not_stale, capsys):
     write(tmp_path, ok("full"), ok("lora"), ok("came"))
     files = {m: tmp_path / "records" / place(ok(m)) for m in ("lora", "came")}
@@ -333,14 +366,14 @@ def test_the_gate_lists_what_the_config_does_not_allow(tmp_path):
                 status=statuses[cell.method], phase="load", reason="the reason", quality=None
             )
         write(tmp_path, record)
-    lines = build.not_allowed(tmp_path, cells, ["ok", "unsupported"])
+    lines = build.not_allowed(load(tmp_path, cells), ["ok", "unsupported"])
     assert [line.split()[:4] for line in lines[1:3]] == [
         ["missing", "minilm-l6", "sentiment", "bitfit"],
         ["oom", "minilm-l6", "sentiment", "lora"],
     ]
     assert "the reason" in lines[2]
     assert "2 of 4 cells" in lines[3]
-    assert build.not_allowed(tmp_path, cells, ["ok", "unsupported", "oom", "missing"]) == []
+    assert build.not_allowed(load(tmp_path, cells), ["ok", "unsupported", "oom", "missing"]) == []
 
 
 def test_unwritable_tables_are_one_sentence(tmp_path):
@@ -394,7 +427,7 @@ def _compared(tmp_path, mine, theirs):
     write(tmp_path / "run", mine)
     if theirs:
         write(tmp_path / "results", theirs)
-    text = compare_published(tmp_path / "run" / "records", tmp_path / "results")
+    text = compare_published(load(tmp_path / "run").records, tmp_path / "results")
     return text, " ".join(text.splitlines()[2].split())
 
 
@@ -413,7 +446,7 @@ def test_of_several_published_runs_the_one_with_the_same_settings_is_compared(tm
     write(tmp_path / "results" / "a", tuned)  # found first
     write(tmp_path / "results" / "b", ok("lora", quality=0.79))
     write(tmp_path / "run", ok("lora", quality=0.8))
-    text = compare_published(tmp_path / "run" / "records", tmp_path / "results")
+    text = compare_published(load(tmp_path / "run").records, tmp_path / "results")
     assert "0.8000 0.7900 +0.0100" in " ".join(text.split())
     assert "the files changed" not in text
 

@@ -16,14 +16,17 @@ FLAGS = (
 
 def run(arguments: Arguments) -> int:
     from leantune.results import build, calibration, comparison  # import scipy: not for `--help`
+    from leantune.results.load import load
 
     config, output = arguments.config_and_output()
-    print(comparison.compare_published(output / "records", arguments.published))
+    results = load(output, expand(config))
+    print(comparison.compare_published(results.records, arguments.published))
     page = output / "report" / "index.html"
     if page.is_file():
         print(f"the report is in {page}")
-    faults = build.not_allowed(output, expand(config), config["allowed_statuses"])
-    if wrong := build.miscalibrated(output, config["calibration"]):
+    faults = build.not_allowed(results, config["allowed_statuses"])
+    checks = calibration.rows(results.entries, config["calibration"])
+    if wrong := calibration.failed(checks):
         faults += [f"{calibration.table(wrong)}\n{len(wrong)} checks of the meter failed"]
     for fault in faults:
         print(fault, file=sys.stderr)

@@ -14,7 +14,7 @@ def run(arguments: Arguments) -> int:
     from leantune.results import reproduce  # imports scipy: not for `--help`
 
     original, again = reproduce.run_again(arguments.record)
-    fields = reproduce.compare(original, again)
+    fields = reproduce.fields(original, again)
     holds = reproduce.holds(fields)
     found = {"record": str(arguments.record), "reproduced": holds, "fields": fields}
     print(json.dumps(found) if arguments.json else reproduce.describe(fields))

@@ -5,7 +5,6 @@ import shlex
 from leantune.cli.flags import CONFIG, Arguments, flag, path
 from leantune.errors import BadInput
 from leantune.files.record import STATUSES
-from leantune.spec.config import expand
 
 FLAGS = (
     flag("--status", default="oom,timeout,error", help="comma-separated (oom,timeout,error)"),
@@ -19,13 +18,13 @@ FLAGS = (
 def run(arguments: Arguments) -> None:
     from leantune.results.publish import remove  # imports scipy: not for `--help`
 
-    config, output = arguments.config_and_output()
+    _, output = arguments.config_and_output()
     statuses = {*arguments.status.split(",")}
     known = {*STATUSES, "stale", "damaged"}
     if unknown := statuses - known:
         names = ", ".join(sorted(known))
         raise BadInput(f"--status: '{min(unknown)}' is no status; known: {names}")
-    removed = remove(output, expand(config), statuses)
+    removed = remove(output, statuses)
     print("\n".join(map(str, removed)) or "no such record")
     if removed:
         grid = ["--config", f"grid={arguments.grid}"] if arguments.grid else []

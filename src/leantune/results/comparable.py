@@ -5,9 +5,10 @@ Groups of several keys are merged only across fields that were named, and then s
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,25 +50,34 @@ class Group:
     key: str  # the short key; of a merged group all of them, joined with ~
     model: str
     task: str
-    fields: Mapping[
-        str, tuple[str, ...]
-    ]  # of KEY: the values that occur, one each unless merged; () if unknown
+    # Of KEY: the values that occur, one each unless merged; () if unknown.
+    fields: Mapping[str, tuple[str, ...]]
     methods: Mapping[str, Sequence[Entry]]
+
+    @property
+    def place(self) -> Row:
+        """The columns that say which group a row is of."""
+        return {"key": self.key, "model": self.model, "task": self.task}
 
     @property
     def one_machine(self) -> bool:
         """Whether its times were all taken on one kind of hardware and device."""
         return max(len(self.fields["hardware"]), len(self.fields["device"])) < 2
 
-    @property
+    @functools.cached_property
     def ok(self) -> dict[str, list[Record]]:
         """The usable records of every method that has any, by seed."""
-        found = {
-            m: [e.record for e in self.methods[m] if e.status == "ok" and e.record]
-            for m in sorted(self.methods)
+        found = {method: usable(entries) for method, entries in sorted(self.methods.items())}
+        by_seed = {
+            method: sorted(records, key=lambda r: (r["cell"]["seed"], r["key"]["short"]))
+            for method, records in found.items()
         }
-        order = lambda record: (record["cell"]["seed"], record["key"]["short"])  # noqa: E731
-        return {method: sorted(records, key=order) for method, records in found.items() if records}
+        return {method: records for method, records in by_seed.items() if records}
+
+
+def usable(entries: Iterable[Entry]) -> list[Record]:
+    """The records that ended well and are not stale."""
+    return [entry.record for entry in entries if entry.status == "ok" and entry.record is not None]
 
 
 def groups(entries: Sequence[Entry], across: Sequence[str] = ()) -> list[Group]:
@@ -78,25 +88,24 @@ def groups(entries: Sequence[Entry], across: Sequence[str] = ()) -> list[Group]:
     samples are another group. Cells that failed early have none and go with the first group of
     their key. Raises BadInput for a field that is not one of MERGEABLE.
     """
-    for field in across:
-        if field not in MERGEABLE:
-            raise BadInput(
-                f"--across: '{field}' is no field that groups can be merged across; known: {', '.join(MERGEABLE)}"
-            )
+    if unknown := [field for field in across if field not in MERGEABLE]:
+        raise BadInput(
+            f"--across: '{unknown[0]}' is no field that groups can be merged across; "
+            f"known: {', '.join(MERGEABLE)}"
+        )
     found: dict[tuple, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     first: dict[tuple, tuple] = {}  # of the groups of one setting, model and task
-    for late in (False, True):
-        for entry in entries:
-            if entry.record is None or (entry.status != "ok") != late:
-                continue
-            key, cell = entry.record["key"], entry.record["cell"]
-            place = (_setting(entry.record, across), cell["model"], cell["task"])
-            wanted = (*place, key["samples"] or "")
-            if late:
-                wanted = first.setdefault(place, wanted)
-            else:
-                first[place] = min(first.get(place, wanted), wanted)
-            found[wanted][cell["method"]].append(entry)
+    for entry in sorted(entries, key=lambda entry: entry.status != "ok"):
+        if entry.record is None:
+            continue
+        cell = entry.record["cell"]
+        place = (_setting(entry.record, across), cell["model"], cell["task"])
+        wanted = (*place, entry.record["key"]["samples"] or "")
+        if entry.status == "ok":
+            first[place] = min(first.get(place, wanted), wanted)
+        else:
+            wanted = first.setdefault(place, wanted)
+        found[wanted][cell["method"]].append(entry)
     made = [_group(wanted[1], wanted[2], found[wanted]) for wanted in sorted(found)]
     return sorted(made, key=lambda group: (group.key, group.model, group.task))
 
@@ -104,11 +113,12 @@ def groups(entries: Sequence[Entry], across: Sequence[str] = ()) -> list[Group]:
 def differing(group: Group, other: Group) -> str:
     """What keeps two groups of one model and task apart, such as `batch 16, here 8`: the other's
     value first."""
-    words = []
-    for field in KEY:
-        here, there = group.fields[field], other.fields[field]
-        if here != there and here and there:
-            words.append(f"{field} {'/'.join(there)}, here {'/'.join(here)}")
+    fields = [(field, group.fields[field], other.fields[field]) for field in KEY]
+    words = [
+        f"{field} {'/'.join(there)}, here {'/'.join(here)}"
+        for field, here, there in fields
+        if here != there and here and there
+    ]
     return " and ".join(words) or "other settings of the task"
 
 
@@ -131,25 +141,13 @@ def _setting(record: Record, across: Sequence[str]) -> str:
 
 
 def _group(model: str, task: str, methods: Mapping[str, Sequence[Entry]]) -> Group:
-    records = [
-        entry.record for found in methods.values() for entry in found if entry.record is not None
-    ]
-    usable = [
-        entry.record
-        for found in methods.values()
-        for entry in found
-        if entry.record and entry.status == "ok"
-    ]
-    fields = {field: _values(usable or records, field) for field in KEY}
-    return Group(
-        "~".join(sorted({record["key"]["short"] for record in records})),
-        model,
-        task,
-        fields,
-        methods,
-    )
-
-
-def _values(records: Sequence[Record], field: str) -> tuple[str, ...]:
-    found = {str(record["key"][field]) for record in records if record["key"][field] is not None}
-    return tuple(sorted(text[:8] if field == "samples" else text for text in found))
+    entries = [entry for found in methods.values() for entry in found]
+    records = [entry.record for entry in entries if entry.record is not None]
+    told = usable(entries) or records
+    fields = {
+        field: tuple(sorted({str(r["key"][field]) for r in told if r["key"][field] is not None}))
+        for field in KEY
+    }
+    fields["samples"] = tuple(name[:8] for name in fields["samples"])  # a hash
+    keys = sorted({record["key"]["short"] for record in records})
+    return Group("~".join(keys), model, task, fields, methods)

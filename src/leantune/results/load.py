@@ -1,91 +1,97 @@
-"""Read a folder of results: its records, which of them are stale, and its step times in turns."""
+"""Read a folder of results once: its records, which of them are stale, and its step times in turns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leantune.errors import BadInput
-from leantune.files.record import read_record, read_records
-from leantune.results.comparable import Entry, Record
+from leantune.files.record import Record, read_records
+from leantune.results.comparable import Entry
 from leantune.results.timing import read_comparisons, vs_full
 from leantune.spec.cells import Cell, cell_of_record
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a folder of results holds, for the tables, the claims and the report."""
+
+    folder: Path
+    files: Mapping[str, Record | BadInput]  # by file below the records' folder, in its order
+    expected: Sequence[str]  # files of that folder that should be there
+
+    @property
+    def records(self) -> list[Record]:
+        """The records that can be read."""
+        return [found for found in self.files.values() if not isinstance(found, BadInput)]
+
+    @functools.cached_property
+    def entries(self) -> list[Entry]:
+        """An entry for each file and for each missing one, sorted by file. `time.vs_full` of a
+        record is what the comparisons of step times say of it, where there are any. Raises
+        BadInput naming a damaged comparison."""
+        missing = [Entry(file, "missing", None) for file in set(self.expected) - self.files.keys()]
+        found = [_entry(file, one) for file, one in self.files.items()]
+        entries = sorted([*found, *missing], key=lambda entry: entry.file)
+        return timed(entries, self.folder / "timing")
+
+
+def load(folder: Path, expected: Iterable[Cell] = (), records: Path | None = None) -> Results:
+    """What the folder of a run, or of published results, holds. `records` is the folder of its
+    records where that has another name."""
+    below, files = records or folder / "records", {}
+    for path, found in read_records(below):
+        file = path.relative_to(below).as_posix()
+        told = isinstance(found, BadInput)  # tables must not depend on where the folder lies
+        files[file] = BadInput(str(found).replace(str(path), file)) if told else found
+    return Results(folder, files, [record_file(cell) for cell in expected])
+
+
+def _entry(file: str, found: Record | BadInput) -> Entry:
+    if isinstance(found, BadInput):
+        return Entry(file, "damaged", None, str(found))
+    if (place := place_of(found)) != file:  # a copied or renamed record would count one seed twice
+        problem = f"{file}: its content belongs at {place}; move or delete it"
+        return Entry(file, "damaged", None, problem)
+    return Entry(file, "stale" if is_stale(found) else found["status"], found)
 
 
 def timed(entries: Sequence[Entry], folder: Path) -> list[Entry]:
     """Entries whose `time.vs_full` is what the comparisons of step times in a folder say of them,
     and `time.vs_full_rounds` what each round does."""
     comparisons = read_comparisons(folder)
-    return [_timed(entry, comparisons) for entry in entries] if comparisons else list(entries)
+
+    def with_ratio(entry: Entry) -> Entry:
+        if entry.record is None or not entry.record["time"]:
+            return entry
+        ratio, rounds = vs_full(comparisons, entry.record) or (None, None)
+        time = {**entry.record["time"], "vs_full": ratio, "vs_full_rounds": rounds}
+        return replace(entry, record={**entry.record, "time": time})
+
+    return [with_ratio(entry) for entry in entries] if comparisons else list(entries)
 
 
-def _timed(entry: Entry, comparisons: Sequence[Record]) -> Entry:
-    if entry.record is None or not entry.record["time"]:
-        return entry
-    ratio, rounds = vs_full(comparisons, entry.record) or (None, None)
-    return replace(
-        entry,
-        record={
-            **entry.record,
-            "time": {**entry.record["time"], "vs_full": ratio, "vs_full_rounds": rounds},
-        },
-    )
+def changed(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Of method, task and model those whose hash is not the recorded one."""
+    return sorted(name for name, digest in now.items() if recorded.get(name) != digest)
 
 
 def is_stale(record: Record) -> bool:
     """Whether the method, task or model is no longer what the record was measured with, or is gone."""
     try:
-        now = cell_of_record(record)
+        return bool(changed(record["provenance"]["hashes"], cell_of_record(record).hashes))
     except BadInput:
         return True
-    return any(
-        record["provenance"]["hashes"].get(name) != digest for name, digest in now.hashes.items()
-    )
-
-
-def expected_entries(output: Path, expected: Iterable[Cell]) -> list[Entry]:
-    return timed(
-        read_entries(output / "records", [record_file(cell) for cell in expected], is_stale),
-        output / "timing",
-    )
-
-
-def readable(records: Path) -> list[Record]:
-    return [
-        record for _, record in read_records(records) if not isinstance(record, BadInput) and record
-    ]
 
 
 def record_file(cell: Cell) -> str:
     return cell.record_path.removeprefix("records/")
 
 
-def read_entries(
-    records: Path,
-    expected: Iterable[str] = (),
-    is_stale: Callable[[Record], bool] = lambda _: False,
-) -> list[Entry]:
-    """Every record below the folder, sorted by file, and the `expected` files (relative) that are
-    not there."""
-    entries = []
-    for path in sorted(records.rglob("*.json")):
-        file = path.relative_to(records).as_posix()
-        try:
-            record = read_record(path)
-            if _place(record) != file:  # a copied or renamed record would count one seed twice
-                raise BadInput(
-                    f"{path}: its content belongs at {_place(record)}; move or delete it"
-                )
-        except BadInput as error:
-            entries.append(Entry(file, "damaged", None, str(error).replace(str(path), file)))
-        else:
-            entries.append(Entry(file, "stale" if is_stale(record) else record["status"], record))
-    present = {entry.file for entry in entries}
-    missing = [Entry(file, "missing", None) for file in set(expected) - present]
-    return sorted([*entries, *missing], key=lambda entry: entry.file)
-
-
-def _place(record: Record) -> str:
+def place_of(record: Record) -> str:
+    """The file below `records/` that a record belongs in."""
     cell = record["cell"]
-    return f"{record['key']['short']}/{cell['model']}/{cell['task']}/{cell['method']}/{cell['seed']}.json"
+    names = (record["key"]["short"], cell["model"], cell["task"], cell["method"], cell["seed"])
+    return "/".join(map(str, names)) + ".json"

@@ -4,9 +4,11 @@ sound ones added."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +16,11 @@ from leantune import MEASUREMENT_VERSION
 from leantune.errors import BadInput
 from leantune.files.record import Record, read_record, value, write_record
 from leantune.metrics import stats
-from leantune.results import build, calibration
+from leantune.results import calibration
+from leantune.results.build import write_tables
 from leantune.results.comparable import Entry
+from leantune.results.comparison import differing
+from leantune.results.load import changed, place_of
 from leantune.spec.cells import cell_of_record, short_key
 from leantune.spec.config import CALIBRATION_LIMITS
 
@@ -51,23 +56,24 @@ def merge(
         raise BadInput(
             f"{source} holds no records; give the folder that a run wrote, which has records/ in it"
         )
-    sound: dict[str, Record] = {}
-    judged: dict[str, Judged] = {}
+    machines: dict[tuple[str, str], dict[str, Record]] = defaultdict(dict)
+    judged: list[Judged] = []
     for path in paths:
         file = path.relative_to(source).as_posix()
         try:
-            sound[file] = _checked(path, file, source, allow_dirty)
+            record = _checked(path, file, source, allow_dirty)
+            machines[record["key"]["hardware"], record["key"]["device"]][file] = record
         except BadInput as error:
-            judged[file] = Judged(file, "refused", str(error).replace(f"{path}: ", ""))
-    reasons = _machines(sound, uncalibrated)
-    for file, record in sound.items():
-        reason = reasons[_machine(record)]
-        judged[file] = (
+            judged.append(Judged(file, "refused", str(error).replace(f"{path}: ", "")))
+    for sound in machines.values():
+        reason = _uncalibrated(sound, uncalibrated)
+        judged += [
             Judged(file, "refused", reason) if reason else _added(file, record, into / "records")
-        )
-    if any(one.verdict == "added" for one in judged.values()):
-        build.write_tables(into)
-    return [judged[file] for file in sorted(judged)]
+            for file, record in sound.items()
+        ]
+    if any(one.verdict == "added" for one in judged):
+        write_tables(into)
+    return sorted(judged, key=lambda one: one.file)
 
 
 def _added(file: str, record: Record, records: Path) -> Judged:
@@ -81,13 +87,10 @@ def _added(file: str, record: Record, records: Path) -> Judged:
         there = read_record(target)
     except BadInput:
         return Judged(file, "conflict", "the record there is damaged; it was left as it is")
-    differing = sorted(
-        name for name in record if name != "provenance" and record[name] != there[name]
-    )
-    if differing:
-        return Judged(
-            file, "conflict", f"other {', '.join(differing)} than the record there, which was kept"
-        )
+    parts = {name: name for name in sorted(record) if name != "provenance"}
+    if other := differing(record, there, parts):
+        why = f"other {', '.join(other)} than the record there, which was kept"
+        return Judged(file, "conflict", why)
     return Judged(file, "same")
 
 
@@ -99,79 +102,84 @@ def _checked(path: Path, file: str, source: Path, allow_dirty: bool) -> Record:
     if path.is_symlink() or path.resolve() != source.resolve() / file:
         raise BadInput("it is a link; send the file itself")
     record = read_record(path)
-    _check_place(record, file)
+    _refuse(_place_problems(record, file))
     commit, dirty = (record["provenance"][name] for name in ("commit", "dirty"))
-    if not allow_dirty and (not commit or dirty is not False):
-        what = "files that were not committed" if commit else "an unknown commit"
-        raise BadInput(
-            f"measured with {what}; measure on a clean checkout, or merge with --allow-dirty"
-        )
+    what = "files that were not committed" if commit else "an unknown commit"
+    clean = allow_dirty or (commit and dirty is False)
+    advice = "measure on a clean checkout, or merge with --allow-dirty"
+    _refuse([(not clean, f"measured with {what}; {advice}")])
     if record["status"] == "ok":
-        _check_score(record, cell_of_record(record).task.raw["metric"])
+        _check_score(record["quality"] or {}, cell_of_record(record).task.raw["metric"])
     return record
 
 
-def _check_place(record: Record, file: str) -> None:
+def _refuse(problems: Sequence[tuple[Any, str]]) -> None:
+    """Raise BadInput with the text of the first problem that is there."""
+    if found := [text for is_there, text in problems if is_there]:
+        raise BadInput(found[0])
+
+
+def _place_problems(record: Record, file: str) -> list[tuple[Any, str]]:
     """The cell must be one of the present files, and the path, the key and the hashes what that
     cell gives."""
     cell, key = cell_of_record(record), record["key"]
-    recorded = record["provenance"]["hashes"]
-    stale = sorted(name for name, digest in cell.hashes.items() if recorded.get(name) != digest)
-    if stale:
-        raise BadInput(
-            f"stale: its {' and '.join(stale)} files or settings are not those here; measure again"
-        )
-    if key["measurement"] != MEASUREMENT_VERSION:
-        raise BadInput(
-            f"stale: measured by version {key['measurement']}, here is {MEASUREMENT_VERSION}; measure again"
-        )
-    if cell.trial is not None:
-        raise BadInput(
-            "a tuning trial, scored on the validation split; send the records of records/ only"
-        )
+    stale = changed(record["provenance"]["hashes"], cell.hashes)
     told = {
-        **{
-            name: cell.training[name]
-            for name in ("dtype", "batch", "length", "steps", "checkpointing")
-        }
+        name: cell.training[name] for name in ("dtype", "batch", "length", "steps", "checkpointing")
     }
-    wrong = sorted(name for name, setting in told.items() if key[name] != setting)
-    wrong += ["hardware"] if value(record, "provenance.hardware.name") != key["hardware"] else []
-    if wrong:
-        raise BadInput(
-            f"its key does not fit its command or provenance ({', '.join(wrong)}); send the file as written"
-        )
-    place = f"{short_key(key, cell.hashes['task'])}/{cell.model_name}/{cell.task.name}/{cell.method}/{cell.seed}.json"
-    if (
-        file != place
-        or key["short"] != place.partition("/")[0]
-        or record["cell"]["model"] != cell.model_name
-    ):
-        raise BadInput(f"its content belongs at {place}; send the folder as the run wrote it")
+    told["hardware"] = value(record, "provenance.hardware.name")
+    wrong = [name for name, setting in told.items() if key[name] != setting]
+    names = {
+        "model": cell.model_name,
+        "task": cell.task.name,
+        "method": cell.method,
+        "seed": cell.seed,
+    }
+    short = short_key(key, cell.hashes["task"])
+    place = place_of({"cell": names, "key": {"short": short}})
+    return [
+        (
+            stale,
+            f"stale: its {' and '.join(stale)} files or settings are not those here; measure again",
+        ),
+        (
+            key["measurement"] != MEASUREMENT_VERSION,
+            f"stale: measured by version {key['measurement']}, here is {MEASUREMENT_VERSION}; "
+            "measure again",
+        ),
+        (
+            cell.trial is not None,
+            "a tuning trial, scored on the validation split; send the records of records/ only",
+        ),
+        (
+            wrong,
+            f"its key does not fit its command or provenance ({', '.join(sorted(wrong))}); "
+            "send the file as written",
+        ),
+        (
+            {file, place_of(record)} != {place},
+            f"its content belongs at {place}; send the folder as the run wrote it",
+        ),
+    ]
 
 
-def _check_score(record: Record, metric_of_task: Mapping[str, object]) -> None:
+def _check_score(quality: Mapping[str, Any], metric_of_task: Mapping[str, Any]) -> None:
     """The score must be the task's, and follow from the predictions."""
-    quality = record["quality"]
-    if (
-        quality is None
-        or not quality["predictions"]
-        or len(quality["predictions"]) != len(quality["references"])
-    ):
+    predictions, references = (quality.get(name) or [] for name in ("predictions", "references"))
+    if not predictions or len(predictions) != len(references):
         raise BadInput("it lacks a prediction for each reference; send the file as written")
-    metric, predictions = quality["metric"], quality["predictions"]
-    if (metric, quality["higher_is_better"]) != (
-        metric_of_task["score"],
-        metric_of_task["higher_is_better"],
-    ):
+    metric, higher = metric_of_task["score"], metric_of_task["higher_is_better"]
+    if (quality["metric"], quality["higher_is_better"]) != (metric, higher):
         raise BadInput(
-            f"it is scored by '{metric}', its task by '{metric_of_task['score']}'; send the file as written"
+            f"it is scored by '{quality['metric']}', its task by '{metric}'; "
+            "send the file as written"
         )
     try:
-        score = stats.weighted_score(metric, predictions, quality["references"])
+        score = stats.weighted_score(metric, predictions, references)
     except KeyError as error:
         raise BadInput(
-            f"its score '{metric}' cannot be computed again from its predictions; ask for it to be added"
+            f"its score '{metric}' cannot be computed again from its predictions; ask for it to "
+            "be added"
         ) from error
     with np.errstate(all="ignore"):
         again = float(score(np.ones((1, len(predictions))))[0])
@@ -180,39 +188,28 @@ def _check_score(record: Record, metric_of_task: Mapping[str, object]) -> None:
     digits = 1e-9 if metric in stats.CLASS_SCORES else 1e-4
     if not math.isclose(again, quality["value"], rel_tol=digits, abs_tol=digits):
         raise BadInput(
-            f"its predictions score {again:.6g}, not {quality['value']:.6g}; send the file as written"
+            f"its predictions score {again:.6g}, not {quality['value']:.6g}; "
+            "send the file as written"
         )
 
 
 # ------------------------------------------------------------------ the machine
 
 
-def _machine(record: Record) -> tuple[str, str]:
-    return record["key"]["hardware"], record["key"]["device"]
-
-
-def _machines(sound: Mapping[str, Record], uncalibrated: bool) -> dict[tuple[str, str], str | None]:
-    """Per (hardware, device): why its records are refused, or None. The checks are computed anew."""
-    reasons: dict[tuple[str, str], str | None] = {}
-    for machine in sorted({_machine(record) for record in sound.values()}):
-        entries = [
-            Entry(file, r["status"], r) for file, r in sound.items() if _machine(r) == machine
-        ]
-        found = calibration.rows(entries, CALIBRATION_LIMITS)
-        wrong = sorted({row["check"] for row in calibration.failed(found)})
-        absent = [
-            check
-            for check in NEEDED
-            if all(r["passed"] == "not_run" for r in found if r["check"] == check)
-        ]
-        reasons[machine] = None
-        if wrong:
-            reasons[machine] = (
-                f"the calibration of its machine failed ({', '.join(wrong)}); measure without other work"
-            )
-        elif absent and not uncalibrated:
-            reasons[machine] = (
-                f"its machine has no control cells for {', '.join(absent)}; run those of config/config.yaml there, "
-                "or merge with --uncalibrated"
-            )
-    return reasons
+def _uncalibrated(sound: Mapping[str, Record], allowed: bool) -> str | None:
+    """Why the records of a machine are refused, or None. The checks are computed anew."""
+    entries = [Entry(file, record["status"], record) for file, record in sound.items()]
+    found = calibration.rows(entries, CALIBRATION_LIMITS)
+    if wrong := sorted({row["check"] for row in calibration.failed(found)}):
+        return (
+            f"the calibration of its machine failed ({', '.join(wrong)}); "
+            "measure without other work"
+        )
+    ran = {row["check"] for row in found if row["passed"] != "not_run"}
+    absent = [check for check in NEEDED if check not in ran]
+    if absent and not allowed:
+        return (
+            f"its machine has no control cells for {', '.join(absent)}; run those of "
+            "config/config.yaml there, or merge with --uncalibrated"
+        )
+    return None

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scipy import stats
 
 from leantune.results.comparable import Row
 from leantune.results.leaderboard import Board
 
-COLUMNS = ["model", "method", "tasks", "mean", "iqm", "peak_vs_full", "task_names", "left_out"]
+Scaled = tuple[float, float | None]  # quality between head and full, and peak over that of full
 
 
 def overall(boards: Sequence[Board]) -> list[Row]:
@@ -24,30 +24,24 @@ def overall(boards: Sequence[Board]) -> list[Row]:
     the floor, is missing. `iqm` is the mean of the middle half, from 4 tasks on; `peak_vs_full` a
     geometric mean, None where a counted task has none.
     """
-    scaled: dict[tuple[str, str], dict[str, list[tuple[float, float | None]]]] = defaultdict(
+    # (model, method) -> task -> what each key of it says: a score, or why there is none
+    found: dict[tuple[str, str], dict[str, list[Scaled | str]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    left: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for board in boards:
-        if board.group.model == "none":
-            continue
         why_not = _why_not(board)
-        for row in board.rows:
-            if row["method"] not in board.standing.scores:
-                continue
-            name, task = (board.group.model, row["method"]), board.group.task
-            if why_not is not None:
-                left[name][task].add(why_not)
-                continue
-            head, full = board.standing.mean("head"), board.standing.mean("full")
-            scaled[name][task].append(
-                ((row["quality_mean"] - head) / (full - head), row.get("peak_vs_full"))
-            )
-    rows = [_row(*name, scaled[name], left[name]) for name in {*scaled, *left}]
+        for row in board.scored:
+            found[row["model"], row["method"]][row["task"]].append(why_not or _scaled(board, row))
+    rows = [_row(*name, tasks) for name, tasks in found.items()]
     return sorted(
         rows,
         key=lambda row: (row["model"], row["mean"] is None, -(row["mean"] or 0), row["method"]),
     )
+
+
+def _scaled(board: Board, row: Row) -> Scaled:
+    head, full = board.standing.mean("head"), board.standing.mean("full")
+    return (row["quality_mean"] - head) / (full - head), row.get("peak_vs_full")
 
 
 def _why_not(board: Board) -> str | None:
@@ -62,27 +56,28 @@ def _why_not(board: Board) -> str | None:
     return None if gain > noise else f"full above head by {gain:.3g}, noise floor {noise:.3g}"
 
 
-def _row(
-    model: str,
-    method: str,
-    scaled: dict[str, list[tuple[float, float | None]]],
-    left: dict[str, set[str]],
-) -> Row:
-    tasks = sorted(scaled)
-    scores = [statistics.fmean(sorted(score for score, _ in scaled[task])) for task in tasks]
-    peaks = [sorted(peak for _, peak in scaled[task] if peak is not None) for task in tasks]
-    out = [
-        f"{task} ({', '.join(sorted(left[task]))})" for task in sorted(left) if task not in scaled
+def _row(model: str, method: str, tasks: Mapping[str, Sequence[Scaled | str]]) -> Row:
+    scaled = {
+        task: sorted((one for one in found if not isinstance(one, str)), key=lambda one: one[0])
+        for task, found in sorted(tasks.items())
+    }
+    counted = {task: found for task, found in scaled.items() if found}
+    scores = [statistics.fmean(score for score, _ in found) for found in counted.values()]
+    peaks = [sorted(p for _, p in found if p is not None) for found in counted.values()]
+    left_out = [
+        f"{task} ({', '.join(sorted({why for why in tasks[task] if isinstance(why, str)}))})"
+        for task, found in scaled.items()
+        if not found
     ]
     return {
         "model": model,
         "method": method,
-        "tasks": len(tasks),
-        "mean": statistics.fmean(scores) if tasks else None,
-        "iqm": float(stats.trim_mean(scores, 0.25)) if len(tasks) >= 4 else None,
+        "tasks": len(counted),
+        "mean": statistics.fmean(scores) if counted else None,
+        "iqm": float(stats.trim_mean(scores, 0.25)) if len(counted) >= 4 else None,
         "peak_vs_full": float(stats.gmean([stats.gmean(found) for found in peaks]))
-        if tasks and all(peaks)
+        if counted and all(peaks)
         else None,
-        "task_names": "; ".join(tasks) or None,
-        "left_out": "; ".join(out) or None,
+        "task_names": "; ".join(counted) or None,
+        "left_out": "; ".join(left_out) or None,
     }

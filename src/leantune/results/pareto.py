@@ -1,5 +1,5 @@
-"""pareto.csv and budgets.csv: what no other method beats in memory, time and quality, and what a
-budget buys."""
+"""pareto.csv and budgets.csv: what no other method beats in memory, time and quality, and the best
+method for each budget."""
 
 from __future__ import annotations
 
@@ -8,28 +8,7 @@ from collections.abc import Sequence
 from leantune.results.comparable import Row
 from leantune.results.leaderboard import Board
 
-PARETO_COLUMNS = [
-    *["key", "model", "task", "method", "quality_metric", "quality_mean", "noise_floor"],
-    *[
-        "peak_memory_bytes",
-        "peak_source",
-        "step_seconds_median",
-        "time_vs_full",
-        "on_front",
-        "dominated_by",
-    ],
-]
 BUDGETS = ("peak_memory_bytes", "step_seconds_median", "checkpoint_bytes")
-BUDGET_COLUMNS = [
-    "key",
-    "model",
-    "task",
-    "budget_kind",
-    "peak_source",
-    "budget",
-    "method",
-    "quality_mean",
-]
 
 
 def pareto(boards: Sequence[Board]) -> list[Row]:
@@ -45,88 +24,68 @@ def pareto(boards: Sequence[Board]) -> list[Row]:
     """
     rows = []
     for board in boards:
-        if board.group.model == "none":
-            continue
-        scored = [row for row in board.rows if row["method"] in board.standing.scores]
-        by = _dominators(scored, board.standing.sign)
-        for row in scored:
+        by = _dominators(board.scored, board.standing.sign)
+        for row in board.scored:
             names = by.get(row["method"])
-            told = {
-                "on_front": None if names is None else not names,
-                "dominated_by": "; ".join(names or ()) or None,
-            }
-            rows.append({**row, **told})
+            on_front = None if names is None else not names
+            dominated_by = "; ".join(names or ()) or None
+            rows.append({**row, "on_front": on_front, "dominated_by": dominated_by})
     return rows
 
 
 def _dominators(rows: Sequence[Row], sign: int) -> dict[str, list[str]]:
-    """For every method with all three figures, the methods of the front that dominate it; empty on
+    """For every method with all three numbers, the methods of the front that dominate it; empty on
     the front."""
-    time = (
-        "time_vs_full"
-        if all(row["time_vs_full"] is not None for row in rows)
-        else "step_seconds_median"
-    )
+    in_turns = all(row["time_vs_full"] is not None for row in rows)
+    time = "time_vs_full" if in_turns else "step_seconds_median"
     known = [row for row in rows if row["peak_memory_bytes"] is not None and row[time] is not None]
 
     def dominates(one: Row, other: Row) -> bool:
         if one["peak_source"] != other["peak_source"] or "/" in (one["peak_source"] or ""):
-            return False  # figures of other kinds are not compared
+            return False  # peaks of different sources are not compared
         gain = sign * (one["quality_mean"] - other["quality_mean"])
         floor = one["noise_floor"] or 0.0  # unknown: every difference counts
-        saved = [other[figure] - one[figure] for figure in ("peak_memory_bytes", time)]
+        saved = [other[cost] - one[cost] for cost in ("peak_memory_bytes", time)]
         return min(saved) >= 0 and gain >= -floor and (max(saved) > 0 or gain > floor)
 
     found: dict[str, list[str]] = {}
     # Whoever dominates a method comes before it: no more memory, then no more time, then the better
     # quality.
-    cheapest = sorted(
-        known, key=lambda row: (row["peak_memory_bytes"], row[time], -sign * row["quality_mean"])
-    )
-    for row in cheapest:
-        front = [other for other in cheapest if found.get(other["method"]) == []]
+    known.sort(key=lambda row: (row["peak_memory_bytes"], row[time], -sign * row["quality_mean"]))
+    for row in known:
+        front = [other for other in known if found.get(other["method"]) == []]
         found[row["method"]] = sorted(other["method"] for other in front if dominates(other, row))
     return found
 
 
 def budgets(boards: Sequence[Board]) -> list[Row]:
     """The best quality within each budget of peak memory (per source), step time and stored bytes,
-    as a staircase: a row where a larger budget buys a better score. Controls, which have no model,
-    are left out."""
-    rows = []
-    for board in boards:
-        if board.group.model == "none":
-            continue
-        scored = [row for row in board.rows if row["method"] in board.standing.scores]
-        for kind in BUDGETS:
-            known = [row for row in scored if row[kind] is not None]
-            by_source = kind == "peak_memory_bytes"
-            for source in (
-                sorted({row["peak_source"] or "" for row in known}) if by_source else [""]
-            ):
-                mine = [
-                    row for row in known if not by_source or (row["peak_source"] or "") == source
-                ]
-                told = {name: getattr(board.group, name) for name in ("key", "model", "task")}
-                told |= {"budget_kind": kind, "peak_source": source or None}
-                for row in _staircase(mine, kind, board.standing.sign):
-                    rows.append(
-                        {
-                            **told,
-                            "budget": row[kind],
-                            "method": row["method"],
-                            "quality_mean": row["quality_mean"],
-                        }
-                    )
-    return rows
+    as a staircase: a row where a larger budget buys a better score."""
+    return [
+        {**row, "budget_kind": kind, "peak_source": source, "budget": row[kind]}
+        for board in boards
+        for kind in BUDGETS
+        for source, rows in _by_source(board.scored, kind).items()
+        for row in _staircase(rows, kind, board.standing.sign)
+    ]
+
+
+def _by_source(rows: Sequence[Row], kind: str) -> dict[str | None, list[Row]]:
+    """The rows that have the number, those with peaks of different sources apart."""
+    known = [row for row in rows if row[kind] is not None]
+    if kind != "peak_memory_bytes":
+        return {None: known}
+    sources = sorted({row["peak_source"] or "" for row in known})
+    return {
+        source or None: [row for row in known if (row["peak_source"] or "") == source]
+        for source in sources
+    }
 
 
 def _staircase(rows: Sequence[Row], kind: str, sign: int) -> list[Row]:
     """The rows where the best score changes as the budget grows; of equals the first by name."""
     steps: list[Row] = []
-    for row in sorted(
-        rows, key=lambda row: (row[kind], -sign * row["quality_mean"], row["method"])
-    ):
+    for row in sorted(rows, key=lambda r: (r[kind], -sign * r["quality_mean"], r["method"])):
         if not steps or sign * row["quality_mean"] > sign * steps[-1]["quality_mean"]:
             steps.append(row)
     return steps

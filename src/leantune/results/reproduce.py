@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from leantune.files.record import Record, read_record, value
 from leantune.files.text import text_table
 from leantune.machine.gpus import resolve_device
 from leantune.metrics import stats
+from leantune.results.comparison import Pair, compare
+from leantune.results.load import changed
 from leantune.spec.cells import cell_of_record
 
 COLUMNS = ("field", "recorded", "now", "verdict")
-EQUAL, DIFFERS = "equal", "differs"
 BYTES = {
     "tensors peak bytes": "memory.tensors.peak_bytes",
     "headline peak bytes": "memory.peak_bytes",
@@ -27,11 +28,13 @@ BYTES = {
     "predicted peak bytes": "memory.predicted.peak_bytes",
     "optimizer state bytes": "memory.tensors.optimizer_state_bytes",
 }
-OF_DEVICE = (
-    "headline peak bytes",
-    "mean peak bytes",
-)  # what a GPU reports need not repeat to the byte
-COUNTS = {"trainable parameters": "parameters.trainable", "total parameters": "parameters.total"}
+OF_DEVICE = ("headline peak bytes", "mean peak bytes")  # a GPU need not repeat them to the byte
+COUNTS = {
+    "trainable parameters": "parameters.trainable",
+    "total parameters": "parameters.total",
+    "samples": "key.samples",
+}
+PACKAGES = {name: f"provenance.packages.{name}" for name in ("torch", "transformers")}
 Field = dict[str, Any]
 
 
@@ -43,17 +46,15 @@ def run_again(path: Path) -> tuple[Record, Record]:
     """
     if not path.is_file():
         raise BadInput(
-            f"{path} does not exist; give the JSON file of a cell, such as one below results/records"
+            f"{path} does not exist; give the JSON file of a cell, such as one below "
+            "results/records"
         )
     original = read_record(path)
     words = command(original, path)
     with tempfile.TemporaryDirectory(prefix="leantune-") as folder:
         out = Path(folder) / "record.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "leantune", *words, "--out", str(out)],
-            stdout=sys.stderr,
-            check=False,
-        )
+        again = [sys.executable, "-m", "leantune", *words, "--out", str(out)]
+        done = subprocess.run(again, stdout=sys.stderr, check=False)
         if done.returncode or not out.is_file():
             raise BadInput(
                 f"{path}: its command ended with {done.returncode}; see the message above"
@@ -70,7 +71,8 @@ def command(record: Record, path: Path) -> list[str]:
     words = cell.command()
     if "--trust-remote-code" in words:
         raise BadInput(
-            f"{path}: it runs code that lies beside a model's weights; read that code, then run its command"
+            f"{path}: it runs code that lies beside a model's weights; read that code, then run "
+            "its command"
         )
     if "settings" not in record["cell"]:
         # An older record has them in its command only, which must then be all of this cell's.
@@ -87,109 +89,92 @@ def command(record: Record, path: Path) -> list[str]:
     return words[1:-2]
 
 
-# ------------------------------------------------------------------ comparison
+# ------------------------------------------------------------------ field by field
 
 
-def compare(original: Record, again: Record) -> list[Field]:
+def fields(original: Record, again: Record) -> list[Field]:
     """A row per field: what was recorded, what came out now, and a verdict: `equal`, `inside ...`,
     `differs...`, `not compared: ...` or, for times and changed files, what there is to know."""
-    rows = [_same("status", original["status"], again["status"])]
-    changed = [
-        n
-        for n, h in again["provenance"]["hashes"].items()
-        if original["provenance"]["hashes"].get(n) != h
-    ]
-    if changed:
-        rows.append(
-            _field(
-                "files",
-                "as recorded",
-                "as they are",
-                f"changed since: {', '.join(sorted(changed))}",
-            )
-        )
+    rows = _rows(original, again, {"status": "status"})
+    hashes = compare(original, again, {"files": "provenance.hashes"})["files"]
+    if files := changed(*hashes):
+        told = Pair("as recorded", "as they are")
+        rows.append(_field("files", told, f"changed since: {', '.join(files)}"))
     if original["status"] == again["status"] == "ok":
-        rows += _memory(original, again)
-        rows += [
-            _same(n, value(original, p), value(again, p))
-            for n, p in COUNTS.items()
-            if value(original, p) is not None
-        ]
-        rows.append(_same("samples", original["key"]["samples"], again["key"]["samples"]))
+        rows += _rows(original, again, _bytes(original, again), _other_versions(original, again))
+        rows += _rows(original, again, COUNTS)
         rows += [_quality(original["quality"], again["quality"])] if original["quality"] else []
         rows += _time(original, again)
     return rows
 
 
-def holds(fields: list[Field]) -> bool:
+def holds(rows: list[Field]) -> bool:
     """Whether no field differs."""
-    return not any(field["verdict"].startswith(DIFFERS) for field in fields)
+    return not any(row["verdict"].startswith("differs") for row in rows)
 
 
-def describe(fields: list[Field]) -> str:
+def describe(rows: list[Field]) -> str:
     """The rows as a text table, and one line that sums them up."""
-    rows = [[_text(field[column]) for column in COLUMNS] for field in fields]
-    off = [field["field"] for field in fields if field["verdict"].startswith(DIFFERS)]
-    return f"{text_table(COLUMNS, rows)}\n{'differs: ' + ', '.join(off) if off else 'reproduced'}"
+    table = text_table(COLUMNS, ([_text(row[column]) for column in COLUMNS] for row in rows))
+    off = [row["field"] for row in rows if not holds([row])]
+    return f"{table}\n{'differs: ' + ', '.join(off) if off else 'reproduced'}"
 
 
-def _memory(original: Record, again: Record) -> list[Field]:
-    """Bytes are compared where torch and transformers are the same, builds for other devices aside."""
-    on_gpu = "cuda" in (value(original, "memory.peak_source"), value(again, "memory.peak_source"))
-    paths = {n: p for n, p in BYTES.items() if not (on_gpu and n in OF_DEVICE)}
-    for kind in value(original, "memory.tensors.by_kind") or {}:
-        paths[f"{kind} bytes"] = f"memory.tensors.by_kind.{kind}"
-    versions = []
-    for name in ("torch", "transformers"):
-        then, now = (
-            str(value(r, f"provenance.packages.{name}")).partition("+")[0]
-            for r in (original, again)
-        )
-        versions += [f"{name} {then}, here {now}"] if then != now else []
-    rows = [(name, value(original, path), value(again, path)) for name, path in paths.items()]
-    rows = [row for row in rows if row[1:] != (None, None)]
-    if versions:
-        return [_field(*row, f"not compared: {'; '.join(versions)}") for row in rows]
-    return [_same(*row) for row in rows]
+def _rows(
+    original: Record, again: Record, paths: Mapping[str, str], why_not: str | None = None
+) -> list[Field]:
+    """A row for each path that one of the two has."""
+    found = compare(original, again, paths)
+    return [_field(name, pair, why_not) for name, pair in found.items() if pair != (None, None)]
+
+
+def _bytes(original: Record, again: Record) -> dict[str, str]:
+    source = compare(original, again, {"source": "memory.peak_source"})["source"]
+    kinds = value(original, "memory.tensors.by_kind") or {}
+    paths = BYTES | {f"{kind} bytes": f"memory.tensors.by_kind.{kind}" for kind in kinds}
+    return {n: path for n, path in paths.items() if "cuda" not in source or n not in OF_DEVICE}
+
+
+def _other_versions(original: Record, again: Record) -> str | None:
+    """Why bytes are not compared, None where torch and transformers are the same, builds for other
+    devices aside."""
+    builds = {
+        name: [str(version).partition("+")[0] for version in pair]
+        for name, pair in compare(original, again, PACKAGES).items()
+    }
+    other = [f"{name} {then}, here {now}" for name, (then, now) in builds.items() if then != now]
+    return f"not compared: {'; '.join(other)}" if other else None
 
 
 def _quality(then: Record, now: Record) -> Field:
     """Equal bits, or inside the bootstrap interval of the recorded score over its test examples."""
-    name, score, again = then["metric"], then["value"], now["value"]
-    if score == again or name != now["metric"]:
-        return _same(name, score, again if name == now["metric"] else f"{now['metric']} {again}")
+    name, same_metric = then["metric"], then["metric"] == now["metric"]
+    pair = Pair(then["value"], now["value"] if same_metric else f"{now['metric']} {now['value']}")
+    if pair.same or not same_metric or not then["predictions"]:
+        return _field(name, pair)
     try:
         weighted = stats.weighted_score(name, then["predictions"], then["references"])
-    except KeyError:
-        return _same(name, score, again)
-    if not then["predictions"]:
-        return _same(name, score, again)
+    except KeyError:  # a score that cannot be resampled
+        return _field(name, pair)
     interval = stats.paired_bootstrap(weighted, len(then["predictions"]))
-    inside = interval.low <= again <= interval.high
-    return _field(
-        name,
-        score,
-        again,
-        f"{'inside' if inside else 'differs: outside'} [{interval.low:.4f}, {interval.high:.4f}]",
-    )
+    inside = "inside" if interval.low <= pair.other <= interval.high else "differs: outside"
+    return _field(name, pair, f"{inside} [{interval.low:.4f}, {interval.high:.4f}]")
 
 
-def _time(original: Record, again: Record) -> Iterator[Field]:
-    then, now = (value(record, "time.step_seconds_median") for record in (original, again))
-    if then and now:
-        same = original["key"]["hardware"] == again["key"]["hardware"]
-        verdict = (
-            f"ratio {now / then:.2f}" if same else f"not compared: {original['key']['hardware']}"
-        )
-        yield _field("step seconds", then, now, verdict)
+def _time(original: Record, again: Record) -> list[Field]:
+    paths = {"step": "time.step_seconds_median", "hardware": "key.hardware"}
+    step, hardware = compare(original, again, paths).values()
+    if not all(step):
+        return []
+    told = f"ratio {step.other / step.one:.2f}"
+    verdict = told if hardware.same else f"not compared: {hardware.one}"
+    return [_field("step seconds", step, verdict)]
 
 
-def _same(name: str, then: Any, now: Any) -> Field:
-    return _field(name, then, now, EQUAL if then == now else DIFFERS)
-
-
-def _field(name: str, then: Any, now: Any, verdict: str) -> Field:
-    return {"field": name, "recorded": then, "now": now, "verdict": verdict}
+def _field(name: str, pair: Pair, verdict: str | None = None) -> Field:
+    """`verdict` where it is more than whether the two are the same."""
+    told = verdict or ("equal" if pair.same else "differs")
+    return {"field": name, "recorded": pair.one, "now": pair.other, "verdict": told}
 
 
 def _text(cell: Any) -> str | None:

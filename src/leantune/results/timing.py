@@ -31,12 +31,13 @@ def vs_full(
     """What the comparisons say of a record's step time against `full`, over all rounds and in each:
     None unless one of them timed the same method, code and settings, on the same task, model and
     kind of machine, in rounds with `full`."""
-    cell, key, digest = row["cell"], row["key"], row["provenance"]["hashes"]["method"]
+    cell, digest = row["cell"], row["provenance"]["hashes"]["method"]
+    method = cell["method"]
+    key = {name: row["key"][name] for name in STEP_TIME_KEY}
     for one in comparisons:
         same = (one["model"], one["task"], one["against"]) == (cell["model"], cell["task"], "full")
-        same = same and all(one["key"][name] == key[name] for name in STEP_TIME_KEY)
-        if same and one["hashes"].get(cell["method"]) == digest:
-            method = cell["method"]
+        same = same and key.items() <= one["key"].items()
+        if same and one["hashes"].get(method) == digest:
             found = 1.0 if method == "full" else one["ratios"].get(method, {}).get("ratio")
             both = [turn for turn in one["rounds"] if {method, "full"} <= turn.keys()]
             rounds = [turn[method]["step_seconds"] / turn["full"]["step_seconds"] for turn in both]

@@ -25,29 +25,14 @@ from leantune.files.text import csv_text, read_csv, text_table, write_text
 from leantune.prediction.ask import CACHE, versions
 from leantune.results.claims.expressions import Language, Value
 from leantune.results.claims.measures import NotRun, Predictions, Records, language
+from leantune.results.columns import names
 from leantune.results.comparable import Row
-from leantune.results.load import is_stale, read_entries, timed
+from leantune.results.load import load as load_results
 from leantune.spec import plugins
 from leantune.spec.hashes import model_hash, stack_hash
 from leantune.spec.stacks import merged_spec, parse_stack
 
 FILE = Path("tables", "claims.csv")  # below a run's folder, and below the published results
-COLUMNS = [
-    *[
-        "method",
-        "paper",
-        "claim",
-        "published",
-        "measured",
-        "scope",
-        "setting",
-        "by_construction",
-        "verdict",
-        "why",
-    ],
-    # The columns above are relied on by others; new ones go below.
-    *["name", "source", "expected", "low", "high", "command"],
-]
 SETTINGS = {"inferred": "the setting is inferred", "scaled_down": "the setting is scaled down"}
 RULES = ("near", "at_least", "at_most", "above", "below")
 
@@ -265,7 +250,7 @@ def write(records: Path, output: Path, methods: Sequence[str] = ()) -> list[Row]
         raise BadInput(
             f"no method of {', '.join(methods) or 'those installed'} has a key 'claims'; nothing to measure"
         )
-    found = Records(timed(read_entries(records, is_stale=is_stale), records.parent / "timing"))
+    found = Records(load_results(records.parent, records=records).entries)
     spoken = language(Predictions(output / CACHE), found)
     for claim in claims:
         for condition in claim.conditions:
@@ -282,7 +267,7 @@ def write(records: Path, output: Path, methods: Sequence[str] = ()) -> list[Row]
     kept = read_csv(output / FILE) if methods else []
     table = [*(row for row in kept if row["method"] not in methods), *measured]
     table.sort(key=lambda row: row["method"])  # stable: a method's claims stay in its own order
-    write_text(output / FILE, csv_text(table, COLUMNS))
+    write_text(output / FILE, csv_text(table, names("claims")))
     return measured
 
 

@@ -19,6 +19,7 @@ from leantune.metrics import stats
 from leantune.prediction.ask import Ask, answer
 from leantune.results import leaderboard, ranking
 from leantune.results.claims.expressions import Language, Value
+from leantune.results.columns import names
 from leantune.results.comparable import Entry, Group, Record, Row, groups
 from leantune.spec.settings import parse_settings
 
@@ -286,10 +287,10 @@ def _number(record: Record, column: str) -> float:
         number = DERIVED[column](record)
     elif "." in column:
         number = value(record, column)
-    elif column in leaderboard.LEADERBOARD_COLUMNS:
+    elif column in names("leaderboard"):
         number = leaderboard.aggregate([record]).get(column)
     else:
-        known = ", ".join([*DERIVED, *leaderboard.LEADERBOARD_COLUMNS])
+        known = ", ".join([*DERIVED, *names("leaderboard")])
         raise BadInput(
             f"'{column}' is no column; known: {known}, or a path of the record such as quality.value"
         )
