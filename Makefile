@@ -1,5 +1,7 @@
 # make bench     set up, then reproduce the embedded default (ARGS="--configfile config/full.yaml" for more)
+# make fast      the tests that start no process and predict nothing big, in three minutes: before each commit
 # make test      set up, then run the tests
+# make coverage  the tests again, and which lines and branches of src they reach (runs/coverage)
 # make oracle-test  tests against references that need older libraries, in an environment of their own
 # make faults    put faults in on purpose and count what survives (ARGS="-n 2" on two cores)
 # make smoke     tiny cells of every kind through the whole DAG
@@ -21,7 +23,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 ORACLE := .venv-oracle/.ready
 
-.PHONY: setup bench test test-slow oracle-test report-test slurm-test gpu-test faults fuzz audit smoke lint docs publish benchmarks
+# apt has one lock, and two of the targets below may run beside each other.
+APT := flock $${TMPDIR:-/tmp}/leantune-apt.lock apt-get
+# Two processes: the tests take one thread and less than 2 GB apiece. One that is done takes work
+# from the other.
+PYTEST := -m pytest -n 2 --dist worksteal
+
+.PHONY: setup bench fast test coverage test-slow oracle-test report-test slurm-test gpu-test faults fuzz audit smoke lint \
+  docs publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -29,9 +38,19 @@ setup: $(READY)
 bench: $(READY)
 	$(BIN)/python -m leantune.workflow.launch $(ARGS)
 
-# Two processes, a file at a time each: the tests take one thread and less than 2 GB apiece.
+fast: $(READY)
+	$(BIN)/python $(PYTEST) -m "not process and not slow and not oracle_env and not gpu and not browser and not slurm" $(ARGS)
+
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
+
+# The processes that tests start count too, so the file's place is given as a whole path.
+coverage: export COVERAGE_FILE := $(CURDIR)/runs/coverage/data
+coverage: $(READY)
+	rm -rf runs/coverage && mkdir -p runs/coverage
+	$(BIN)/python -m coverage run $(PYTEST) $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report | tee runs/coverage/report.txt
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -43,8 +62,8 @@ report-test: $(READY)
 	@if command -v chromium >/dev/null; then :; \
 	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "report-test was not run: it needs Chromium, or root and apt to install it"; exit 0; \
-	else apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1 \
-	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; } \
+	else $(APT) install -y -qq --no-install-recommends chromium >/dev/null 2>&1 \
+	  || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends chromium >/dev/null 2>&1; } \
 	  || { echo "report-test was not run: apt could not install chromium"; exit 0; }; fi; \
 	$(BIN)/python -m pytest -m browser tests/test_report_browser.py $(ARGS)
 
@@ -56,8 +75,8 @@ slurm-test: $(READY)
 	elif command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null; then :; \
 	elif ! command -v apt-get >/dev/null; then \
 	  echo "slurm-test was not run: it needs apt to install Slurm"; exit 0; \
-	else apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null 2>&1 \
-	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null 2>&1; } \
+	else $(APT) install -y -qq --no-install-recommends slurm-wlm munge >/dev/null 2>&1 \
+	  || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends slurm-wlm munge >/dev/null 2>&1; } \
 	  || { echo "slurm-test was not run: apt could not install slurm-wlm and munge"; exit 0; }; fi; \
 	$(BIN)/python -m pytest -m slurm tests/test_slurm.py $(ARGS)
 

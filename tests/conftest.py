@@ -1,14 +1,64 @@
-"""Shared fixtures: one torch thread, real MiniLM, tiny models."""
+"""Shared fixtures: one torch thread, real MiniLM, tiny models; and what the marker `process` means.
 
+`make fast` leaves out the tests that start processes or predict at paper scale. So that the marker
+cannot be forgotten, a test without it that starts a process fails.
+"""
+
+import atexit
 import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # these inherit it
+    # Cells of tests are small and must not wait for those of a benchmark beside them, nor these
+    # for the tests.
+    os.environ["LEANTUNE_LEASES"] = tempfile.mkdtemp(prefix="leantune-test-leases-")
+    atexit.register(shutil.rmtree, os.environ["LEANTUNE_LEASES"], ignore_errors=True)
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# What libraries and the record's provenance ask in passing; milliseconds each.
+SMALL_PROGRAMS = {"git", "ldconfig", "lscpu", "nvidia-smi", "uname"}
+_started: list[str] = []
+_popen = subprocess.Popen.__init__
+
+
+def _noted(self, args, *rest, **more):
+    words = shlex.split(args) if isinstance(args, str) else [os.fspath(word) for word in args]
+    if Path(os.fsdecode(words[0])).name not in SMALL_PROGRAMS:
+        _started.append(" ".join(map(os.fsdecode, words)))
+    _popen(self, args, *rest, **more)
+
+
+subprocess.Popen.__init__ = _noted
+os.register_at_fork(before=lambda: _started.append("a fork"))
+
+
+def _starts_no_process(item):
+    """Around a test's set-up and its call; the error stands where the test would."""
+    _started[:] = ["the host"] if "host" in item.fixturenames else []
+    outcome = yield
+    if _started and item.get_closest_marker("process") is None:
+        pytest.fail(f"starts {_started[0]}, so it needs the marker `process`", pytrace=False)
+    return outcome
+
+
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_starts_no_process)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(_starts_no_process)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """What starts processes takes longest, so it comes first: the short ones fill the rest."""
+    items.sort(key=lambda item: item.get_closest_marker("process") is None)
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +77,13 @@ def minilm():
     model = load_model(plugins.get("models", "minilm-l6").raw, "classification", 2, 0)
     mark_head(model, "classification")
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """Runs `leantune` commands without a new interpreter for each."""
+    from tests.host import Host
+
+    made = Host(tmp_path_factory.mktemp("host"))
+    yield made
+    made.close()

@@ -18,10 +18,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import yaml
+from tests.host import Done, Host
 from tests.small import WORDS, small_model
 
 from leantune.files import record
@@ -127,17 +128,11 @@ def load(folder):
 """
 
 
-class Done(NamedTuple):
-    """Exit status, negative for a signal, and what was said on stdout and stderr."""
-
-    returncode: int
-    said: str
-
-
 class Cells:
     """Plugins, a run's output folder and the environment that the processes get."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: Host) -> None:
+        self.host = host
         self.folder, self.output, self.fault = folder, folder / "out", folder / "fault"
         plugins = folder / "plugins"
         for name in ("methods/faulty", "tasks/words", "models"):
@@ -147,7 +142,6 @@ class Cells:
         (plugins / "tasks/words/task.yaml").write_text(yaml.safe_dump(TASK))
         (plugins / "tasks/words/task.py").write_text(LOADER)
         self._save_model(plugins / "models")
-        self._host: subprocess.Popen[str] | None = None
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self.environment = {
@@ -225,6 +219,7 @@ class Cells:
         """The command in an interpreter of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "leantune", *map(str, words)],
+            cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -232,31 +227,10 @@ class Cells:
         )
 
     def run(self, words: list[str], **environment: str) -> Done:
-        """The finished command, forked from the host. What it said goes to the test's output."""
-        if self._host is None:
-            self._host = subprocess.Popen(
-                [sys.executable, "-m", "tests.fault_host"],
-                cwd=Path(__file__).resolve().parents[1],
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        assert self._host.stdin is not None
-        assert self._host.stdout is not None
-        said = self.folder / "said.txt"
-        said.unlink(missing_ok=True)
-        job = {"words": [str(w) for w in words], "said": str(said), "environment": environment}
-        print(json.dumps(job), file=self._host.stdin, flush=True)
-        done = Done(int(self._host.stdout.readline()), said.read_text())
-        print(done.said)
-        return done
-
-    def close(self) -> None:
-        """End the host."""
-        if self._host is not None:
-            self._host.kill()
-            self._host.wait()
+        """The finished command, forked from the host."""
+        return self.host.run(
+            words, environment={**self.environment, **environment}, folder=self.folder
+        )
 
     @contextlib.contextmanager
     def broken(self) -> Iterator[None]:
@@ -292,17 +266,13 @@ class Cells:
         return file
 
 
-def workers_below(temporary: Path) -> list[int]:
-    """The living workers that were given this folder for temporary files."""
+def workers_in(folder: Path) -> list[int]:
+    """The living workers whose working folder is this one."""
     found = []
     for process in psutil.process_iter():
         try:
             is_worker = "leantune.run.worker" in [process.name(), *process.cmdline()]
-            if (
-                is_worker
-                and process.status() != "zombie"
-                and process.environ().get("TMPDIR") == str(temporary)
-            ):
+            if is_worker and process.status() != "zombie" and process.cwd() == str(folder):
                 found.append(process.pid)
         except psutil.Error:  # ended meanwhile
             continue

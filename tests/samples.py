@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset
 from hub_samples import write_repository
+from tests.host import Host, cell_words
 
 from leantune.files import record
 
@@ -109,28 +108,11 @@ def plugin(root: Path, task: str, settings: str) -> Path:
     return root
 
 
-def run_sample(root: Path, out: Path, model: str, task: str, method: str) -> Any:
+def run_sample(host: Host, root: Path, out: Path, method: str, model: str, task: str) -> Any:
     """The record of a cell of a task in a plugin folder."""
-    command = [
-        "run",
-        "--model",
-        model,
-        "--task",
-        task,
-        "--method",
-        method,
-        "--device",
-        "cpu",
-        "--out",
-        str(out),
-    ]
-    environment = {**os.environ, "LEANTUNE_PLUGINS": str(root)}
-    done = subprocess.run(
-        [sys.executable, "-m", "leantune", *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
+    done = host.run(
+        cell_words(method, out, model=model, task=task),
+        environment={**os.environ, "LEANTUNE_PLUGINS": str(root)},
     )
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)

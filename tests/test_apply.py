@@ -396,6 +396,7 @@ def test_export_ends_training_and_may_be_asked_twice(tmp_path: Path) -> None:
     assert ids == [2, 10, 12, 3]
 
 
+@pytest.mark.process
 def test_importing_leantune_does_not_import_torch() -> None:
     code = "import leantune, sys; assert 'torch' not in sys.modules; assert callable(leantune.apply), leantune.load"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

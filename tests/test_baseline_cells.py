@@ -3,14 +3,14 @@ the method reports."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.host import Host, cell_words
 
 from leantune.files import record
 
+pytestmark = pytest.mark.process
 SMALL = [
     "task.steps=4",
     "task.train=64",
@@ -23,28 +23,9 @@ SMALL = [
 
 
 @pytest.mark.parametrize("stack", ["adalora+adamw_8bit", "qlora+adalomo"])
-def test_a_cell(tmp_path: Path, stack: str) -> None:
+def test_a_cell(tmp_path: Path, stack: str, host: Host) -> None:
     out = tmp_path / "row.json"
-    words = [
-        "run",
-        "--model",
-        "minilm-l6",
-        "--task",
-        "sentiment",
-        "--method",
-        stack,
-        "--device",
-        "cpu",
-        "--out",
-        out,
-    ]
-    sets = [w for s in SMALL for w in ("--set", s)]
-    done = subprocess.run(
-        [sys.executable, "-m", "leantune", *map(str, words), *sets],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = host.run(cell_words(stack, out, *SMALL))
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
     assert row["status"] == "ok"

@@ -12,10 +12,22 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.host import cell_words
+from transformers import AutoTokenizer
 
+import leantune as lean
+from leantune.data.collate import batches
+from leantune.data.load import load_data
 from leantune.errors import BadInput
 from leantune.files import record
+from leantune.run import supervisor
+from leantune.run.job import FILE
+from leantune.run.progress import Progress
+from leantune.spec.cells import resolve_cell
+from leantune.spec.settings import parse_settings
+from leantune.training.evaluation import predict_split
 
+pytestmark = pytest.mark.process
 SMALL = [
     "task.steps=4",
     "task.train=64",
@@ -51,19 +63,8 @@ class Faulty(Method):
 """
 
 
-def leantune(*words, settings=SMALL, **keywords):
-    sets = [w for s in settings for w in ("--set", s)]
-    return subprocess.run(
-        [sys.executable, "-m", "leantune", *map(str, words), *sets],
-        capture_output=True,
-        text=True,
-        check=False,
-        **keywords,
-    )
-
-
 @pytest.fixture
-def faulty(tmp_path):
+def faulty(tmp_path, host):
     folder = tmp_path / "plugins" / "methods" / "faulty"
     folder.mkdir(parents=True)
     (folder / "method.yaml").write_text(
@@ -74,41 +75,21 @@ def faulty(tmp_path):
     def run(fault, *words):
         out = tmp_path / "out.json"
         environment = {**os.environ, "LEANTUNE_PLUGINS": str(tmp_path / "plugins")}
-        done = leantune(
-            "run",
-            "--model",
-            "minilm-l6",
-            "--task",
-            "sentiment",
-            "--method",
-            "faulty",
-            "--device",
-            "cpu",
-            "--out",
-            out,
-            *words,
-            settings=[*SMALL, f"faulty.fault={fault}"],
-            env=environment,
-        )
+        cell = cell_words("faulty", out, *SMALL, f"faulty.fault={fault}")
+        done = host.run([*cell, *words], environment=environment)
         return done, record.read_record(out) if out.exists() else None
 
     return run
 
 
 def test_a_cell_on_real_weights_and_data(tmp_path):
+    """In interpreters of its own, as users start it; the cells below are forked."""
     out = tmp_path / "x" / "row.json"
-    done = leantune(
-        "run",
-        "--model",
-        "minilm-l6",
-        "--task",
-        "sentiment",
-        "--method",
-        "lora",
-        "--device",
-        "cpu",
-        "--out",
-        out,
+    done = subprocess.run(
+        [sys.executable, "-m", "leantune", *cell_words("lora", out, *SMALL)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
@@ -138,22 +119,10 @@ def test_a_cell_on_real_weights_and_data(tmp_path):
     assert row["key"]["samples"]
 
 
-def test_a_cell_above_the_limit_is_recorded_with_its_figure_and_not_started(tmp_path):
+def test_a_cell_above_the_limit_is_recorded_with_its_figure_and_not_started(tmp_path, host):
     out = tmp_path / "row.json"
-    words = [
-        "run",
-        "--model",
-        "minilm-l6",
-        "--task",
-        "sentiment",
-        "--method",
-        "lora",
-        "--device",
-        "cpu",
-        "--out",
-        out,
-    ]
-    done = leantune(*words, "--limit-mb", 640)
+    words = [*cell_words("lora", out, *SMALL), "--limit-mb", "640"]
+    done = host.run(words)
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
     assert (row["status"], row["phase"], row["quality"]) == ("oom", "wait", None)
@@ -165,65 +134,31 @@ def test_a_cell_above_the_limit_is_recorded_with_its_figure_and_not_started(tmp_
     assert memory["peak_bytes"] == memory["predicted"]["peak_bytes"] > 100 * 2**20
     assert f"needs {(memory['peak_bytes'] * 1.6 + 2**29) / 2**30:.2f} GiB" in row["reason"]
 
-    forced = leantune(*words, "--limit-mb", 640, "--force")
+    forced = host.run([*words, "--force"])
     assert forced.returncode == 0, forced.stderr
     started = record.read_record(out)
     assert started["status"] == "ok"
     assert started["memory"]["tensors"]["peak_bytes"] == memory["peak_bytes"]
 
 
-def test_an_exported_model_is_loaded_with_its_adapters_and_scores_as_recorded(tmp_path):
+def test_an_exported_model_is_loaded_with_its_adapters_and_scores_as_recorded(tmp_path, host):
     out, folder = tmp_path / "row.json", tmp_path / "model"
-    words = [
-        "--model",
-        "minilm-l6",
-        "--task",
-        "sentiment",
-        "--method",
-        "adapter",
-        "--device",
-        "cpu",
-        "--dtype",
-        "fp32",
-    ]
-    done = leantune("run", *words, "--out", out, "--export", folder)
+    done = host.run([*cell_words("adapter", out, *SMALL), "--dtype", "fp32", "--export", folder])
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
-    code = (
-        "import sys, leantune\n"
-        "from leantune.data import collate, load\n"
-        "from leantune.spec import cells, settings as words\n"
-        "from leantune.training import evaluation\n"
-        "from transformers import AutoTokenizer\n"
-        "settings = words.parse_settings(sys.argv[2:])\n"
-        "cell = cells.resolve_cell('minilm-l6', 'sentiment', 'adapter', device='cpu', overrides=settings)\n"
-        "task = {**cell.task.raw, 'folder': cell.task.folder, 'splits': cell.splits}\n"
-        "loaded = load.load_data(task, AutoTokenizer.from_pretrained(sys.argv[1]), cell.training['length'])\n"
-        "model = leantune.load(sys.argv[1])\n"
-        "batches = collate.batches(loaded.test, loaded.collate, 32)\n"
-        "print(evaluation.predict_split(model, batches, 'classification', 'cpu', 'fp32')[0])\n"
+    cell = resolve_cell(
+        "minilm-l6", "sentiment", "adapter", device="cpu", overrides=parse_settings(SMALL)
     )
-    again = subprocess.run(
-        [sys.executable, "-c", code, folder, *SMALL], capture_output=True, text=True, check=True
-    )
-    assert json.loads(again.stdout) == row["quality"]["predictions"]
+    task = {**cell.task.raw, "folder": cell.task.folder, "splits": cell.splits}
+    loaded = load_data(task, AutoTokenizer.from_pretrained(folder), cell.training["length"])
+    scored = batches(loaded.test, loaded.collate, 32)
+    predictions = predict_split(lean.load(folder), scored, "classification", "cpu", "fp32")[0]
+    assert predictions == row["quality"]["predictions"]
 
 
-def test_a_tuning_trial_is_scored_on_the_validation_split(tmp_path):
+def test_a_tuning_trial_is_scored_on_the_validation_split(tmp_path, host):
     out = tmp_path / "trial.json"
-    words = [
-        "--model",
-        "minilm-l6",
-        "--task",
-        "sentiment",
-        "--method",
-        "head",
-        "--trial",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    done = leantune("run", *words, "--out", out)
+    done = host.run([*cell_words("head", out, *SMALL), "--trial", "1"])
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
     assert row["cell"]["trial"] == 1
@@ -233,9 +168,6 @@ def test_a_tuning_trial_is_scored_on_the_validation_split(tmp_path):
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path):
-    from leantune.run.progress import Progress
-    from leantune.spec.cells import resolve_cell
-
     class Silent:
         def mark(self, name):
             pass
@@ -261,10 +193,6 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path):
 
 
 def test_the_worker_gets_the_very_cell_that_the_supervisor_resolved(tmp_path, monkeypatch):
-    from leantune.run import supervisor
-    from leantune.run.job import FILE
-    from leantune.spec.cells import resolve_cell
-
     def start(words, **_):
         got.append(pickle.loads((Path(words[3]) / FILE).read_bytes()))
         raise InterruptedError
@@ -283,31 +211,18 @@ def test_the_worker_gets_the_very_cell_that_the_supervisor_resolved(tmp_path, mo
     assert (job.limit, job.force, job.export) == (2**30, False, None)
 
 
-def test_a_control_needs_no_model(tmp_path):
+def test_a_control_needs_no_model(tmp_path, host):
     out = tmp_path / "row.json"
-    done = leantune(
-        "run", "--model", "minilm-l6", "--task", "sentiment", "--method", "tfidf", "--out", out
-    )
+    done = host.run(cell_words("tfidf", out, *SMALL))
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
     assert (row["status"], row["cell"]["model"], row["memory"]) == ("ok", "none", None)
     assert row["quality"]["value"] > 0.4
 
 
-def test_a_combination_that_cannot_run_is_recorded_as_unsupported(tmp_path):
+def test_a_combination_that_cannot_run_is_recorded_as_unsupported(tmp_path, host):
     out = tmp_path / "row.json"
-    done = leantune(
-        "run",
-        "--model",
-        "minilm-l6",
-        "--task",
-        "dialogue",
-        "--method",
-        "full",
-        "--out",
-        out,
-        settings=[],
-    )
+    done = host.run(cell_words("full", out, task="dialogue"))
     assert done.returncode == 0
     row = record.read_record(out)
     assert row["status"] == "unsupported"
@@ -333,10 +248,10 @@ def test_whatever_happens_to_the_worker_there_is_a_record(faulty, fault, status,
 
 
 def test_a_hung_cell_times_out_and_retries_while_attempts_are_left(faulty):
-    done, row = faulty("sleep", "--timeout", "0.7", "--attempt", "1", "--attempts", "2")
+    done, row = faulty("sleep", "--timeout", "0.02", "--attempt", "1", "--attempts", "2")
     assert done.returncode == 75
     assert row is None
-    done, row = faulty("sleep", "--timeout", "0.7", "--attempt", "2", "--attempts", "2")
+    done, row = faulty("sleep", "--timeout", "0.25", "--attempt", "2", "--attempts", "2")
     assert done.returncode == 0
     assert (row["status"], row["phase"]) == ("timeout", "attach")
 
@@ -376,19 +291,19 @@ def test_a_supervisor_that_is_asked_to_stop_takes_its_worker_along(tmp_path):
         (["--method", "lora", "--out", "/proc/nothing/x.json"], "cannot write into /proc/nothing"),
     ],
 )
-def test_bad_words_are_one_sentence_and_exit_2(tmp_path, words, message):
+def test_bad_words_are_one_sentence_and_exit_2(tmp_path, words, message, host):
     given = {"--model": "minilm-l6", "--task": "sentiment", "--out": str(tmp_path / "x.json")}
     for key, value in given.items():
         if key not in words:
             words = [*words, key, value]
-    done = leantune("run", *words, settings=[])
+    done = host.run(["run", *words])
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_label_unseen_in_training_stops_the_cell_without_a_record(tmp_path):
+def test_a_label_unseen_in_training_stops_the_cell_without_a_record(tmp_path, host):
     folder = tmp_path / "tasks" / "odd"
     (folder / "data").mkdir(parents=True)
     (folder / "task.yaml").write_text(
@@ -404,18 +319,9 @@ def test_a_label_unseen_in_training_stops_the_cell_without_a_record(tmp_path):
         "    return {'train': train, 'test': Dataset.from_dict({'text': ['i', 'j'], 'label': ['x', 'z']})}\n"
     )
     out = tmp_path / "row.json"
-    done = leantune(
-        "run",
-        "--model",
-        "minilm-l6",
-        "--task",
-        "odd",
-        "--method",
-        "tfidf",
-        "--out",
-        out,
-        settings=[],
-        env={**os.environ, "LEANTUNE_PLUGINS": str(tmp_path)},
+    done = host.run(
+        cell_words("tfidf", out, task="odd"),
+        environment={**os.environ, "LEANTUNE_PLUGINS": str(tmp_path)},
     )
     assert done.returncode == 2
     assert "'z'" in done.stderr

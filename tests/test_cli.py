@@ -49,6 +49,7 @@ except SystemExit:
     assert done.stdout.splitlines()[-1] == "set() leantune.cli.flags leantune.cli.parser"
 
 
+@pytest.mark.process
 def test_an_answer_comes_without_words_of_the_libraries():
     words = ["predict", "--model", "minilm-l6", "--method", "lora", "--batch", "1", "--seq", "8"]
     done = subprocess.run(

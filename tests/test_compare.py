@@ -9,7 +9,6 @@ import math
 import pytest
 import sample_records
 
-from leantune.cli import parser
 from leantune.errors import BadInput
 from leantune.results import build
 from leantune.results.timing import read_comparisons, vs_full
@@ -82,7 +81,8 @@ def test_the_tables_carry_it_and_a_damaged_file_is_named(tmp_path):
         build.write_tables(tmp_path)
 
 
-def test_methods_take_turns(tmp_path, capsys):
+@pytest.mark.process
+def test_methods_take_turns(tmp_path, host):
     words = [
         "compare",
         "--model",
@@ -100,13 +100,13 @@ def test_methods_take_turns(tmp_path, capsys):
         str(tmp_path / "t.json"),
     ]
     words += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    assert parser.main(words) == 0
-    said = capsys.readouterr()
-    assert [line.split()[4] for line in said.err.splitlines() if line.startswith("round")] == [
+    said = host.run(words)
+    assert said.returncode == 0
+    assert [line.split()[4] for line in said.stderr.splitlines() if line.startswith("round")] == [
         "full",
         "sm3",
     ] * 2
-    assert "step time against full" in said.out
+    assert "step time against full" in said.stdout
     (found,) = read_comparisons(tmp_path)
     assert (
         found["ratios"]["sm3"]["low"]
@@ -119,12 +119,6 @@ def test_methods_take_turns(tmp_path, capsys):
     assert found["hashes"]["sm3"] == cell.hashes["method"]
     with pytest.raises(BadInput, match="two methods and two rounds"):
         step_times.compare("mini-gpt", "pretrain", ["full"], rounds=2, device="cpu", settings={})
-    with pytest.raises(BadInput, match="cannot be timed: it took 2 steps"):
-        step_times.compare(
-            "mini-gpt",
-            "pretrain",
-            ["full", "sm3"],
-            rounds=2,
-            device="cpu",
-            settings={**TINY, "task.steps": 2},
-        )
+    short = host.run([*words, "--set", "task.steps=2"])
+    assert short.returncode == 2
+    assert "cannot be timed: it took 2 steps" in short.stderr

@@ -17,6 +17,7 @@ from filelock import FileLock
 from leantune.spec import plugins
 from leantune.spec.config import load_config
 
+pytestmark = pytest.mark.process
 ROOT = plugins.roots()[0]
 METHOD = """from leantune.api import Method
 

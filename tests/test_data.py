@@ -337,6 +337,7 @@ def test_real_language_modelling_blocks(name):
     assert not set(data.train["text"]) & set(data.test["text"])
 
 
+@pytest.mark.process
 def test_loading_writes_nothing_at_home(tmp_path):
     code = (
         "from leantune.spec import plugins; from leantune.data.load import load_data; t = plugins.get('tasks', 'sentiment');"

@@ -77,6 +77,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.process
 def test_the_strict_build_makes_a_page_of_every_document(site):
     missing = [
         named(page)
@@ -88,6 +89,7 @@ def test_the_strict_build_makes_a_page_of_every_document(site):
     assert not (site / "captions").exists()
 
 
+@pytest.mark.process
 def test_the_site_loads_nothing_from_the_network(site):
     for page in site.rglob("*.html"):
         tags = re.findall(
@@ -102,6 +104,7 @@ def test_the_site_loads_nothing_from_the_network(site):
         ), sheet.name
 
 
+@pytest.mark.process
 def test_the_reference_shows_the_contract_with_its_words(site):
     html = (site / "reference" / "api.html").read_text(encoding="utf-8")
     for name in ("Method.attach", "Method.export", "Context", "Data", "freeze_body"):

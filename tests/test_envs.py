@@ -99,6 +99,7 @@ def test_the_conda_environment_has_the_same_pins():
     assert python.removeprefix("python=") in PROJECT["project"]["requires-python"]
 
 
+@pytest.mark.process
 def test_make_says_what_is_wrong_with_an_old_python(tmp_path):
     old = tmp_path / "old-python"
     old.write_text("#!/bin/sh\nexit 1\n")
@@ -119,6 +120,7 @@ def test_make_says_what_is_wrong_with_an_old_python(tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
+@pytest.mark.process
 def test_make_sets_up_only_when_the_lock_changed(tmp_path):
     (tmp_path / "envs").mkdir()
     for name in ("Makefile", "pyproject.toml", "envs/lock.txt"):

@@ -17,6 +17,7 @@ from leantune.prediction import one
 from leantune.prediction.ask import Ask
 from leantune.spec import plugins
 
+pytestmark = pytest.mark.process
 ROOT = plugins.roots()[0]
 DEAD = "http://127.0.0.1:9"  # nothing answers there
 STACKS = {

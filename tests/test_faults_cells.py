@@ -7,9 +7,9 @@ import os
 import signal
 
 import pytest
-from tests.fault_cells import STEPS, Cells, wait_for, workers_below
+from tests.fault_cells import STEPS, Cells, wait_for, workers_in
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.process]
 PHASES = [
     *(
         "data",
@@ -27,14 +27,13 @@ PHASES = [
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(tmp_path_factory, host):
     """A folder with one finished cell, which no fault may touch."""
-    cells = Cells(tmp_path_factory.mktemp("faults"))
+    cells = Cells(tmp_path_factory.mktemp("faults"), host)
     done = cells.run([*cells.words(), "--out", cells.output / "records" / "finished" / "0.json"])
     assert done.returncode == 0
     assert len(cells.finished()) == 1
-    yield cells
-    cells.close()
+    return cells
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def test_a_killed_supervisor_takes_its_worker_along_and_leaves_no_record(cells, 
     with cells.broken():
         done = cells.run([*cells.words(at=f"'{phase}'", fault="'kill supervisor'"), "--out", out])
         assert done.returncode == -signal.SIGKILL
-        assert wait_for(lambda: not workers_below(cells.temporary), 20)
+        assert wait_for(lambda: not workers_in(cells.folder), 20)
     assert [p for p in out.parent.iterdir()] == []
 
 
@@ -93,8 +92,8 @@ def test_a_killed_worker_is_recorded_with_its_phase(cells, out, phase):
 
 def test_a_worker_that_is_killed_while_it_imports_is_recorded(cells, out):
     running = cells.start([*cells.words(), "--out", out])
-    assert wait_for(lambda: workers_below(cells.temporary))
-    os.kill(workers_below(cells.temporary)[0], signal.SIGKILL)
+    assert wait_for(lambda: workers_in(cells.folder))
+    os.kill(workers_in(cells.folder)[0], signal.SIGKILL)
     assert running.wait(60) == 0
     row = cells.record(out)
     assert (row["status"], row["phase"]) == ("error", "import")
@@ -102,10 +101,10 @@ def test_a_worker_that_is_killed_while_it_imports_is_recorded(cells, out):
 
 def test_a_supervisor_that_is_killed_while_its_worker_imports_takes_it_along(cells, out):
     running = cells.start([*cells.words(), "--out", out])
-    assert wait_for(lambda: workers_below(cells.temporary))
+    assert wait_for(lambda: workers_in(cells.folder))
     running.kill()
     running.wait()
-    assert wait_for(lambda: not workers_below(cells.temporary), 20)
+    assert wait_for(lambda: not workers_in(cells.folder), 20)
     assert not out.exists()
 
 
@@ -187,7 +186,7 @@ def test_a_hung_cell_ends_as_timeout_with_its_phase(cells, out):
     assert done.returncode == 0
     row = cells.record(out)
     assert (row["status"], row["phase"]) == ("timeout", "steady training")
-    assert not workers_below(cells.temporary)
+    assert not workers_in(cells.folder)
 
 
 def test_a_loss_that_is_not_finite_ends_as_diverged_with_its_step(cells, out):

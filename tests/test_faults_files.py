@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fault_cells import STEPS, workers_below
+from tests.fault_cells import STEPS, workers_in
 from tests.test_faults_cells import cells, out, result, shared, whole
 
 from leantune import svd
@@ -22,7 +22,7 @@ from leantune.fetch import cache
 from leantune.spec.config import expand, load_config
 
 __all__ = ["cells", "out", "shared"]
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.process]
 ROOT = os.geteuid() == 0
 
 
@@ -276,4 +276,4 @@ def test_a_cell_that_the_kernel_kills_for_memory_ends_as_oom_with_phase_and_head
     assert (row["status"], row["phase"]) == ("oom", "steady training")
     assert row["reason"] == "the kernel killed the worker: out of memory"
     assert 0 < row["details"]["headroom_bytes"] < 2**30
-    assert not workers_below(cells.temporary)
+    assert not workers_in(cells.folder)

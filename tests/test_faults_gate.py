@@ -13,7 +13,7 @@ from tests.fault_cells import Cells
 
 from leantune.spec import plugins
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.process]
 CONTROL = """from leantune.api import Method
 
 
@@ -27,9 +27,9 @@ class {name}(Method):
 
 @pytest.mark.slow
 def test_a_run_with_a_failed_cell_fails_with_a_table_and_has_its_tables_all_the_same(
-    tmp_path, record_property
+    tmp_path, record_property, host
 ):
-    cells = Cells(tmp_path)
+    cells = Cells(tmp_path, host)
     for name, fails in (("works", False), ("breaks", True)):
         folder = tmp_path / "plugins" / "methods" / name
         folder.mkdir()

@@ -28,7 +28,7 @@ from leantune.machine.gpus import MIB, Gpu
 from leantune.machine.memory import GIB, Memory
 from leantune.machine.memory_lease import lease_folder, memory_lease
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.process]
 FORK = mp.get_context("fork")
 
 
@@ -264,9 +264,9 @@ def test_what_nvidia_smi_says_is_read(smi, monkeypatch):
         gpus.visible()
 
 
-def test_the_worker_sees_the_leased_device_alone_and_holds_its_lease_too(tmp_path, smi):
+def test_the_worker_sees_the_leased_device_alone_and_holds_its_lease_too(tmp_path, smi, host):
     (tmp_path / "run").mkdir()
-    cells = Cells(tmp_path / "run")
+    cells = Cells(tmp_path / "run", host)
     cells.environment.update(
         {"PATH": f"{smi.parent}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "1,0"}
     )

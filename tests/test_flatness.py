@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.host import cell_words
 from torch import nn
 
-from leantune.cli import parser
 from leantune.files import record
 from leantune.training.flatness import NORMS, flatness
+
+TINY = [
+    *("task.steps=2", "task.train=16", "task.validation=8", "task.test=8"),
+    *("task.batch=4", "task.length=16", "task.evaluations=1"),
+]
 
 
 def model() -> nn.Linear:
@@ -74,32 +79,13 @@ def test_two_models_get_the_same_directions():
         assert torch.allclose(one, two, atol=1e-3)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "method", ["adapter", "lora"]
 )  # what LoRA trains is gone once it is merged
-def test_a_cell_records_it_for_the_tensors_that_were_trained(tmp_path, method):
-    words = [
-        "run",
-        "--model",
-        "mini-gpt",
-        "--task",
-        "pretrain",
-        "--method",
-        method,
-        "--device",
-        "cpu",
-    ]
-    for setting in (
-        "steps=2",
-        "train=16",
-        "validation=8",
-        "test=8",
-        "batch=4",
-        "length=16",
-        "evaluations=1",
-    ):
-        words += ["--set", f"task.{setting}"]
-    assert parser.main([*words, "--flatness", "2", "--out", str(tmp_path / "r.json")]) == 0
+def test_a_cell_records_it_for_the_tensors_that_were_trained(tmp_path, method, host):
+    words = cell_words(method, tmp_path / "r.json", *TINY, model="mini-gpt", task="pretrain")
+    assert host.run([*words, "--flatness", "2"]).returncode == 0
     done = record.read_record(tmp_path / "r.json")
     found = done["quality"]["flatness"]
     assert [len(found[name]["increase"]) for name in NORMS] == [2, 2, 2]

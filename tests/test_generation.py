@@ -244,7 +244,8 @@ def test_the_most_tokens_of_a_text_are_a_setting_of_these_tasks_alone():
     )  # a decoder is trained alike
 
 
-def test_a_cell_of_e2e(tmp_path):
+@pytest.mark.process
+def test_a_cell_of_e2e(tmp_path, host):
     root = plugin(
         tmp_path / "plugins",
         "e2e",
@@ -252,6 +253,8 @@ def test_a_cell_of_e2e(tmp_path):
         "training: {steps: 4, batch: 4, length: 64, max_new_tokens: 12, evaluations: 1}\n"
         "metric: {module: generation, score: sentence_bleu, higher_is_better: true}",
     )
-    row = run_sample(root, tmp_path / "row.json", "mini-gpt", "e2e-sample", "vocab_pruning+full")
+    row = run_sample(
+        host, root, tmp_path / "row.json", "vocab_pruning+full", "mini-gpt", "e2e-sample"
+    )
     check_answers(row, 9, {"bleu", "sentence_bleu"})
     assert row["size"]["deployed_parameters"] == 1088256

@@ -92,6 +92,7 @@ def snakemake(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_no_word_of_a_config_is_run(tmp_path: Path) -> None:
     output = """o'u"t;id>pwned;$(id>pwned);`id>pwned`&id>pwned|"""
     settings = {
@@ -112,6 +113,7 @@ def test_no_word_of_a_config_is_run(tmp_path: Path) -> None:
     assert not list(folder.rglob("pwned"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("kind", "word"),
     [("models", "; touch pwned"), ("tasks", "$(touch pwned)"), ("methods", "echo@`touch pwned`")],

@@ -61,11 +61,13 @@ for name in {tuple(names)!r}:
     return fresh(code)
 
 
+@pytest.mark.process
 def test_the_parts_without_torch_import_none():
     names = [name for name in house.modules_of(SOURCE) if name.split(".")[1:2] != []]
     assert heavy([name for name in names if name.split(".")[1] in TORCH_FREE]) == ""
 
 
+@pytest.mark.process
 def test_a_part_that_imports_torch_is_named():
     assert heavy(["leantune.errors", "leantune.api"]) == "leantune.api torch\n"
 
@@ -263,6 +265,7 @@ def test_no_module_has_the_name_of_a_public_function():
     assert names & {*PUBLIC_FUNCTIONS} == NAMES_FOR_NOW
 
 
+@pytest.mark.process
 def test_apply_and_load_stay_functions_whatever_is_imported():
     code = """
 import importlib, pkgutil

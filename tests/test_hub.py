@@ -267,6 +267,7 @@ def test_without_a_network_only_what_was_fetched_can_be_had(server, monkeypatch)
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.process
 def test_hub_offline_says_which_setting_forbids_it(tmp_path):
     code = "from leantune.fetch.source import fetch; fetch({'hub': 'org/name', 'revision': 'v1'})"
     done = subprocess.run(

@@ -4,10 +4,7 @@ them: pairs."""
 import dataclasses
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +12,7 @@ import torch
 import transformers
 from hub_samples import GLUE, write_mirror
 from small import small_data, small_model
+from tests.host import cell_words
 
 from leantune import metrics
 from leantune.data.collate import batches
@@ -260,7 +258,8 @@ def test_a_prediction_for_pairs_has_token_types_where_the_tokenizer_makes_them(m
     assert typed == (model != "roberta-base")
 
 
-def test_a_cell_on_pairs_runs_from_the_mirror_to_its_record(tmp_path, mirror):
+@pytest.mark.process
+def test_a_cell_on_pairs_runs_from_the_mirror_to_its_record(tmp_path, mirror, host):
     """With vocabulary pruning, which ends with an error if a token of either text was not counted."""
     out = tmp_path / "record.json"
     sets = {
@@ -272,26 +271,8 @@ def test_a_cell_on_pairs_runs_from_the_mirror_to_its_record(tmp_path, mirror):
         "length": 40,
         "evaluations": 1,
     }
-    words = [word for key, value in sets.items() for word in ("--set", f"task.{key}={value}")]
-    command = [
-        "run",
-        "--model",
-        "minilm-l6",
-        "--task",
-        "glue-mrpc",
-        "--method",
-        "vocab_pruning",
-        "--out",
-        str(out),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "leantune", *command, *words, "--device", "cpu"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    settings = [f"task.{key}={value}" for key, value in sets.items()]
+    done = host.run(cell_words("vocab_pruning", out, *settings, task="glue-mrpc"), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     found = record.read_record(out)
     assert (found["status"], found["quality"]["metric"]) == ("ok", "binary_f1"), found["reason"]

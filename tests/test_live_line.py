@@ -14,6 +14,7 @@ from test_dag import ROOT, Project
 
 from snakemake_logger_plugin_leantune import Cells, Job
 
+pytestmark = pytest.mark.process
 TABLES = [
     "cells",
     "leaderboard",

@@ -125,6 +125,7 @@ def reading(folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.process
 def test_import_leantune_is_all_it_takes_and_its_absence_is_noticed(tmp_path: Path) -> None:
     model, expected = trained(tmp_path)
     save(model, tmp_path / "out")
@@ -139,6 +140,7 @@ def test_import_leantune_is_all_it_takes_and_its_absence_is_noticed(tmp_path: Pa
     assert "UNEXPECTED" in later.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["modules", "models.export"])
 def test_each_module_may_be_the_first_to_import_transformers(module: str) -> None:
     done = script(

@@ -4,8 +4,6 @@ others."""
 import csv
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -299,15 +297,15 @@ def test_a_folder_without_records_is_bad_input(tmp_path, capsys):
     assert "holds no records" in capsys.readouterr().err
 
 
-def test_a_record_that_a_run_just_wrote_is_sound(tmp_path):
+@pytest.mark.process
+def test_a_record_that_a_run_just_wrote_is_sound(tmp_path, host):
     """The place, the key and the score as the worker makes them, with the short key computed a
     second time."""
     cell = resolve_cell(
         "minilm-l6", "valence", "tfidf", device="cpu", overrides={"task.train": 64, "task.test": 60}
     )
     out = tmp_path / "run" / cell.record_path
-    words = [sys.executable, "-m", *cell.command(str(out))]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = host.run(cell.command(str(out))[1:])
     assert done.returncode == 0, done.stderr
     (judged,) = merge.merge(
         tmp_path / "run", tmp_path / "results", allow_dirty=True, uncalibrated=True

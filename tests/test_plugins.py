@@ -14,6 +14,7 @@ import pytest
 
 from leantune.spec import plugins
 
+pytestmark = pytest.mark.process
 ROOT = plugins.roots()[0]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 

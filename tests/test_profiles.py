@@ -34,6 +34,7 @@ def project(tmp_path: Path) -> Project:
     return made
 
 
+@pytest.mark.process
 def test_memory_is_what_was_predicted_before_and_a_bound_where_nothing_was(
     project: Project,
 ) -> None:
@@ -54,6 +55,7 @@ def test_memory_is_what_was_predicted_before_and_a_bound_where_nothing_was(
     assert asked(project)["alpha"]["mem_mb"] == bound
 
 
+@pytest.mark.process
 def test_a_cell_with_a_model_asks_for_a_gpu_where_the_device_is_one(project: Project) -> None:
     assert {cell["gpu"] for cell in asked(project).values()} == {0}
     found = asked(project, "--profile", str(ROOT / "profiles" / "gpu"))
@@ -71,11 +73,13 @@ def test_a_cell_knows_how_many_attempts_the_profile_gives_it(profile: str) -> No
         assert told["set-resources"][rule]["attempts"] == told["retries"] + 1
 
 
+@pytest.mark.process
 def test_the_slurm_profile_is_one_that_snakemake_takes(project: Project) -> None:
     text = project.planned("--printshellcmds", "--profile", str(ROOT / "profiles" / "slurm"))[1]
     assert "--attempts 3" in text
 
 
+@pytest.mark.process
 def test_a_cell_refuses_other_hardware_than_it_was_planned_for(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def test_shipped_methods_load_and_hold_one_class():
         assert load_method(name).__name__
 
 
+@pytest.mark.process
 def test_the_dag_side_never_imports_torch():
     code = (
         "import sys; from leantune.spec import config; from leantune.run import supervisor; from leantune.cli import parser; from leantune.results import build; from leantune.workflow import jobs;"

@@ -164,6 +164,7 @@ def test_a_session_is_the_same_in_every_repeat_and_says_what_trains() -> None:
     assert trainable == 2 * 8 * ((64 + 64) + (64 + 32))  # layers, rank, q and v
 
 
+@pytest.mark.process
 def test_what_a_method_leaves_on_the_host_is_copied_at_each_use() -> None:
     """BOFT's permutations, one of in x in a layer, stay on the CPU; on the GPU they are what each
     forward copies."""
@@ -195,6 +196,7 @@ def test_a_module_that_a_draw_keeps_is_trained() -> None:
     assert session.predict(tiny(lokr), TINY)[0] > 0
 
 
+@pytest.mark.process
 def test_checkpointing_reserves_less() -> None:
     deep = {**TINY, "num_hidden_layers": 12, "hidden_size": 256, "intermediate_size": 1024}
     run, kept = tiny(lora(), use_gc=True), tiny(lora())
@@ -290,6 +292,7 @@ def within_limits(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return last
 
 
+@pytest.mark.process
 def test_published_runs_are_predicted_within_the_limits() -> None:
     result = command_line(RUNS, *QUICK)
     last = within_limits(result)

@@ -446,6 +446,7 @@ def answers(html, *asked):
     return json.loads(done.stdout)
 
 
+@pytest.mark.process
 def test_the_answer_takes_the_cheapest_of_those_not_told_apart_and_says_what_each_limit_ruled_out(
     tmp_path,
 ):
@@ -474,6 +475,7 @@ def test_the_answer_takes_the_cheapest_of_those_not_told_apart_and_says_what_eac
     assert none["use"] is None
 
 
+@pytest.mark.process
 def test_what_is_not_placed_is_never_the_answer_while_another_fits(tmp_path):
     means = (("full", 0.80, 200), ("lora", 0.798, 100), ("adapter", 0.796, 90), ("head", 0.6, 50))
     placed = [
@@ -497,6 +499,7 @@ def test_what_is_not_placed_is_never_the_answer_while_another_fits(tmp_path):
     assert "not placed in a tier" not in free["text"]
 
 
+@pytest.mark.process
 def test_at_paper_scale_the_answer_names_the_model_that_its_quality_was_measured_on(tmp_path):
     more = [*FOOTPRINT, predicted("softlms", 3), predicted("vocab_pruning@sst2", 1)]
     records = [*four(), *(run("vocab_pruning", 0.81 + s / 100, 150, seed=s) for s in (0, 1))]
@@ -586,6 +589,7 @@ def test_nothing_to_draw_is_said(tmp_path, capsys):
 # ------------------------------------------------------------------ where it is loaded
 
 
+@pytest.mark.process
 def test_neither_the_other_commands_nor_the_workflow_load_the_chart_library():
     code = "import sys, leantune.cli.parser, leantune.workflow.jobs; print([m for m in ('altair', 'vl_convert') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,11 +5,11 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from sample_records import failed, ok
+from tests.host import cell_words
 
 from leantune.cli import parser
 from leantune.errors import BadInput
@@ -28,40 +28,20 @@ SMALL = [
 PACKAGES = {"torch": "2.13.0+cpu", "transformers": "5.23.0"}
 
 
-def leantune(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "leantune", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
+def real(tmp_path_factory, host):
     """The record of a tiny cell, just made."""
     out = tmp_path_factory.mktemp("cell with a space") / "head.json"
-    words = [
-        "--model",
-        "minilm-l6",
-        "--task",
-        "sentiment",
-        "--method",
-        "head",
-        "--device",
-        "cpu",
-        "--out",
-        out,
-    ]
-    words += ["--flatness", "1"]  # every flag of a record's command is run again
-    done = leantune("run", *words, *(w for s in SMALL for w in ("--set", s)))
+    # every flag of a record's command is run again
+    done = host.run([*cell_words("head", out, *SMALL), "--flatness", "1"])
     assert done.returncode == 0, done.stderr
     return out
 
 
-def test_a_real_cell_is_reproduced_to_the_bit(real):
+@pytest.mark.process
+def test_a_real_cell_is_reproduced_to_the_bit(real, host):
     before = real.read_bytes()
-    done = leantune("repro", real)
+    done = host.run(["repro", real])
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["field", "recorded", "now", "verdict"]
@@ -83,12 +63,13 @@ def test_a_real_cell_is_reproduced_to_the_bit(real):
     assert real.read_bytes() == before
 
 
-def test_a_byte_count_changed_by_hand_is_found(real, tmp_path):
+@pytest.mark.process
+def test_a_byte_count_changed_by_hand_is_found(real, tmp_path, host):
     changed = json.loads(real.read_text())
     changed["memory"]["tensors"]["by_kind"]["activations"] += 512
     file = tmp_path / "changed.json"
     file.write_text(json.dumps(changed))
-    done = leantune("repro", file, "--json")
+    done = host.run(["repro", file, "--json"])
     assert done.returncode == 1, done.stderr
     told = json.loads(done.stdout)
     assert told["reproduced"] is False
@@ -282,6 +263,7 @@ def test_a_gpu_record_needs_a_gpu(tmp_path, monkeypatch):
         reproduce.command(made, tmp_path)
 
 
+@pytest.mark.process
 def test_a_record_of_a_model_with_code_of_its_own_is_not_run(real, monkeypatch):
     row = record.read_record(real)
     model = cell_of_record(row).model

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.host import Host, cell_words
 
 from leantune.files import record
 
 
+@pytest.mark.process
 def test_the_record_has_peak_work_and_first_trainable_layer_after_every_freeze(
-    tmp_path: Path,
+    tmp_path: Path, host: Host
 ) -> None:
     """Half of the layers are left at the start; a high threshold then freezes the rest, so only the
     head learns."""
@@ -27,26 +27,7 @@ def test_the_record_has_peak_work_and_first_trainable_layer_after_every_freeze(
         "safe.prefix=3",
         "safe.tau=0.5",
     ]
-    words = [
-        "run",
-        "--model",
-        "minilm-l6",
-        "--task",
-        "sentiment",
-        "--method",
-        "safe",
-        "--device",
-        "cpu",
-        "--out",
-        out,
-    ]
-    sets = [w for s in settings for w in ("--set", s)]
-    done = subprocess.run(
-        [sys.executable, "-m", "leantune", *map(str, words), *sets],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = host.run(cell_words("safe", out, *settings))
     assert done.returncode == 0, done.stderr
     row = record.read_record(out)
     checks, memory = row["details"]["checks"], row["memory"]

@@ -11,6 +11,7 @@ import sys
 import pytest
 from test_dag import ROOT, Project, footprint_of
 
+pytestmark = pytest.mark.process
 DEAD = "http://127.0.0.1:9"  # nothing answers there
 CATEGORIES = {
     "leaderboard": "Results",

@@ -91,6 +91,7 @@ def block(wheel, **changes):
 # ------------------------------------------------------------------ packages
 
 
+@pytest.mark.process
 def test_package_is_fetched_once_and_then_needs_no_index(wheel, cache):
     source = block(wheel)
     assert fetch(source).read_text() == "some words\n"
@@ -99,12 +100,14 @@ def test_package_is_fetched_once_and_then_needs_no_index(wheel, cache):
     assert fetch(source).read_text() == "some words\n"
 
 
+@pytest.mark.process
 def test_wrong_hash_is_named_and_leaves_nothing(wheel, cache):
     with pytest.raises(BadInput, match=r"tiny-data==1\.0 has another sha256"):
         fetch(block(wheel, sha256="0" * 64))
     assert entries(cache) == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -122,6 +125,7 @@ def test_bad_package_block(wheel, changes, message):
         fetch(block(wheel, **changes))
 
 
+@pytest.mark.process
 def test_missing_network_is_one_sentence_and_leaves_nothing(wheel, cache, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
@@ -134,6 +138,7 @@ def test_missing_network_is_one_sentence_and_leaves_nothing(wheel, cache, monkey
     assert entries(cache) == []
 
 
+@pytest.mark.process
 def test_two_processes_fetch_once(wheel, cache, tmp_path):
     code = "import json, sys; from leantune.fetch.source import fetch; print(fetch(json.loads(sys.argv[1])).read_text())"
     command = [sys.executable, "-c", code, json.dumps(block(wheel))]
@@ -150,6 +155,7 @@ def test_two_processes_fetch_once(wheel, cache, tmp_path):
     assert sum(log.exists() for log in logs) == 1  # only one of them started pip
 
 
+@pytest.mark.process
 def test_what_a_killed_process_left_is_replaced(wheel, cache):
     source = block(wheel)
     left = cache / f"{source['sha256']}.partial"
@@ -159,6 +165,7 @@ def test_what_a_killed_process_left_is_replaced(wheel, cache):
     assert entries(cache) == [source["sha256"]]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("text", ["some", "SOME WORDS\n"])
 def test_damaged_cache_file_is_named_and_fetched_again(wheel, cache, caplog, text):
     source = block(wheel)
@@ -167,6 +174,7 @@ def test_damaged_cache_file_is_named_and_fetched_again(wheel, cache, caplog, tex
     assert "tiny_data/words.txt" in caplog.text
 
 
+@pytest.mark.process
 def test_damaged_cache_file_that_cannot_be_replaced_is_an_error(wheel, cache):
     source = block(wheel)
     fetch(source).unlink()
@@ -177,6 +185,7 @@ def test_damaged_cache_file_that_cannot_be_replaced_is_an_error(wheel, cache):
         fetch(source)
 
 
+@pytest.mark.process
 def test_touching_a_cached_file_is_no_damage(wheel, cache, caplog):
     source = block(wheel)
     path = fetch(source)
@@ -290,6 +299,7 @@ def test_local_file_hash(tmp_path):
         fetch({"local": "b"}, tmp_path)
 
 
+@pytest.mark.process
 def test_sources_do_not_import_torch():
     code = "import leantune.fetch.source, sys; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

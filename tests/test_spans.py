@@ -363,13 +363,17 @@ def test_a_mirror_that_is_not_complete_is_named(squad, tmp_path, monkeypatch):
         load_data(squad, None, 40)
 
 
-def test_a_cell_of_squad(tmp_path):
+@pytest.mark.process
+def test_a_cell_of_squad(tmp_path, host):
     root = plugin(
         tmp_path / "plugins",
         "squad",
-        "kind: span\nsplits: {train: 45, validation: 9, test: 12}\ntraining: {steps: 4, batch: 8, length: 40, evaluations: 1}\n"
+        "kind: span\nsplits: {train: 45, validation: 9, test: 12}\n"
+        "training: {steps: 4, batch: 8, length: 40, evaluations: 1}\n"
         "metric: {module: question_answering, score: token_f1, higher_is_better: true}",
     )
-    row = run_sample(root, tmp_path / "row.json", "minilm-l6", "squad-sample", "vocab_pruning+lora")
+    row = run_sample(
+        host, root, tmp_path / "row.json", "vocab_pruning+lora", "minilm-l6", "squad-sample"
+    )
     check_answers(row, 12, {"token_f1", "exact_match"})
     assert row["parameters"]["head"] == 2 * 384 + 2

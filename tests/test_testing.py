@@ -96,6 +96,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sub
     return add
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", BROKEN)
 def test_each_check_fails_for_the_method_that_breaks_it_and_no_other_does(
     name: str, plugin: Callable[..., Subject]
@@ -170,6 +171,7 @@ def test_a_folder_gives_its_methods_and_joins_the_search_path(
         testing.parametrize_with_checks(tmp_path)
 
 
+@pytest.mark.process
 def test_a_scaffolded_method_passes_in_a_pytest_of_its_own(tmp_path: Path) -> None:
     """What `leantune new` writes, checked as its author would."""
     new.create("method", "norm_tuning", tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import sample_records
+from tests.host import cell_words
 
 from leantune.cli import parser
 from leantune.errors import BadInput
@@ -62,7 +63,8 @@ def test_the_best_is_of_those_that_ended_well(higher, winner):
     assert trials.best([diverged]) is None
 
 
-def test_trials_are_made_once_and_scored_on_the_validation_split(tmp_path, capsys):
+@pytest.mark.process
+def test_trials_are_made_once_and_scored_on_the_validation_split(tmp_path, host):
     words = [
         "tune",
         "--model",
@@ -79,8 +81,9 @@ def test_trials_are_made_once_and_scored_on_the_validation_split(tmp_path, capsy
         str(tmp_path),
     ]
     words += [word for setting in TINY for word in ("--set", setting)]
-    assert parser.main(words) == 0
-    said = capsys.readouterr().out.splitlines()[-2:]
+    done = host.run(words)
+    assert done.returncode == 0
+    said = done.stdout.splitlines()[-2:]
     assert "full.lr=1e-09" in said[0]
     assert "full.lr=0.01" in said[1]
     assert said[1].endswith("best")
@@ -92,7 +95,7 @@ def test_trials_are_made_once_and_scored_on_the_validation_split(tmp_path, capsy
         rows[0]["quality"]["curve"][-1]["value"], abs=1e-6
     )
     before = [f.stat().st_mtime_ns for f in files]
-    assert parser.main(words) == 0
+    assert host.run(words).returncode == 0
     assert [f.stat().st_mtime_ns for f in files] == before
 
 
@@ -187,33 +190,24 @@ def test_a_point_keeps_what_it_sets():
     assert chosen_settings(cell, [chosen]) == {"came.lr_scale": 0.22}
 
 
-def test_a_run_takes_the_chosen_settings_and_records_the_trials(tmp_path, capsys):
+@pytest.mark.process
+def test_a_run_takes_the_chosen_settings_and_records_the_trials(tmp_path, capsys, host):
     file, out = tmp_path / "chosen.json", tmp_path / "record.json"
     records = [tmp_path / "0.json", tmp_path / "1.json"]
     record.write_record(records[0], trial(0, 0.8, method="full"))
     record.write_record(records[1], trial(1, 0.9, "--set", "full.lr=4.0e-4", method="full"))
     assert parser.main(["choose", *map(str, records), "--out", str(file)]) == 0
     words = [
-        "run",
-        "--model",
-        "mini-gpt",
-        "--task",
-        "pretrain",
-        "--method",
-        "full",
-        "--device",
-        "cpu",
+        *cell_words("full", out, *TINY, model="mini-gpt", task="pretrain"),
+        *("--tuning", str(file)),
     ]
-    words += [word for setting in TINY for word in ("--set", setting)]
-    assert parser.main([*words, "--tuning", str(file), "--out", str(out)]) == 0
+    assert host.run(words).returncode == 0
     done = record.read_record(out)
     assert "--set full.lr=0.0004" in done["provenance"]["command"]
     assert done["tuning"]["full"]["chosen"] == 1
     assert done["tuning"]["full"]["at_edge"] == ["full.lr"]
-    assert (
-        parser.main([*words, "--set", "full.lr=0.5", "--tuning", str(file), "--out", str(out)]) == 0
-    )
+    assert host.run([*words, "--set", "full.lr=0.5"]).returncode == 0
     assert "--set full.lr=0.5" in record.read_record(out)["provenance"]["command"]
     capsys.readouterr()
-    assert parser.main([*words, "--tuning", str(out), "--out", str(out)]) == 2
+    assert parser.main([*words[:-1], str(out)]) == 2
     assert "not a choice of settings" in capsys.readouterr().err
