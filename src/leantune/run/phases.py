@@ -66,7 +66,11 @@ def run_cell(job: Job, marks: Marks, stop: Stop) -> dict[str, Any]:
         except Preempted as stopped:
             run.keep_checkpoint(stopped)
             raise
-    return {**run.record, "details": run.ctx.details, **run.measured()}
+    run.record["details"] = run.ctx.details
+    if run.stack.control is None:
+        run.record["memory"] = memory_part(run.tensors, run.progress, run.predicted)
+        run.record["time"] = time_part(run.outcome, marks)
+    return run.record
 
 
 def phases_of(job: Job) -> dict[str, Callable[["Run"], None]]:
@@ -204,7 +208,7 @@ class Run:
             self.ctx,
             self.progress,
             score,
-            self.stop.wanted,
+            lambda: self.stop.asked,
             state,
         )
 
@@ -251,16 +255,6 @@ class Run:
         scores = compute(metric.module, predictions, references)
         examples = kept(metric.module, metric.score, predictions, references)
         self.record["quality"] = quality_part(self.cell, scores, *examples, curve)
-
-    def measured(self) -> dict[str, Any]:
-        """What is known when all phases have ended; a control, without a model, has none of it."""
-        if self.stack.control is not None:
-            return {}
-        steps, changes = self.cell.training["steps"], self.progress.intervals
-        return {
-            "memory": memory_part(steps, self.tensors, changes, self.marks, self.predicted),
-            "time": time_part(self.outcome, self.marks),
-        }
 
     def keep_checkpoint(self, stopped: Preempted) -> None:
         """Keep where training stopped, for the same command to go on from."""

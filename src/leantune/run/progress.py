@@ -1,4 +1,4 @@
-"""What the worker tells while it runs: phase marks for the supervisor, a bar or lines for people."""
+"""What the worker tells meanwhile: phase marks for its supervisor, a bar or lines for people."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from leantune.files.text import say
 from leantune.machine.memory import headroom
 from leantune.meter.clocks import Clocks
 from leantune.meter.cuda import CudaMemory
-from leantune.meter.host import HostMemory
+from leantune.meter.host import resident_peak_bytes
 from leantune.prediction.metered_step import Probe
 from leantune.spec.cells import Cell
 from leantune.training.loop import Watch
@@ -32,7 +32,7 @@ class Marks:
         self.file = (folder / "phases.jsonl").open("a", buffering=1)  # whole lines, also if killed
         self.current = "import"
         self.seconds = {"import": time.monotonic() - started}
-        self.host = HostMemory()
+        self.host_before = 0  # the host's peak in earlier attempts
         self.cuda = CudaMemory()
         self.clocks = Clocks(wanted=self.cuda.available)
 
@@ -40,7 +40,7 @@ class Marks:
     def __call__(self, name: str) -> Iterator[None]:
         self.mark(name)
         started = time.perf_counter()
-        with self.host.phase(name), self.cuda.phase(name):
+        with self.cuda.phase(name):
             try:
                 yield
             finally:
@@ -50,15 +50,20 @@ class Marks:
         self.current = name
         self.file.write(json.dumps({"phase": name, "headroom": headroom()}) + "\n")
 
+    @property
+    def host_peak(self) -> int | None:
+        peak = resident_peak_bytes()
+        return None if peak is None else max(peak, self.host_before)
+
     def measured(self) -> dict[str, Any]:
         """Seconds and peaks so far, for `go_on` of a later attempt."""
-        return {"seconds": self.seconds, "host": self.host.peaks, "cuda": self.cuda.peaks}
+        return {"seconds": self.seconds, "host": self.host_peak, "cuda": self.cuda.peaks}
 
     def go_on(self, before: dict[str, Any]) -> None:
         """Take over what an earlier attempt measured. Its seconds stand, so that a phase that was
         run again counts once, and training counts on from them; of two peaks the higher stands."""
         self.seconds |= before["seconds"]
-        self.host.carry(before["host"])
+        self.host_before = before["host"] or 0
         self.cuda.carry(before["cuda"])
 
 

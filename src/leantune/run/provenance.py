@@ -1,74 +1,63 @@
 """Where a record comes from: commit, packages, machine and the command that repeats it."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import shlex
 import subprocess
-from pathlib import Path
 from typing import Any
+
+import psutil
+
+from leantune.spec.plugins import checkout
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "peft",
+    "numpy",
+    "scikit-learn",
+    "sacrebleu",
+    "snakemake",
+)
+# working output, published results and the lock of sources are no dirt
+CLEAN = (".", ":!runs", ":!results", ":!README.md", ":!sources.lock")
 
 
 def provenance(command: list[str], hashes: dict[str, str], hardware: str) -> dict[str, Any]:
-    """Where a record comes from: commit, packages, machine and the command that repeats it. Missing
-    is null."""
-    names = (
-        "torch",
-        "transformers",
-        "datasets",
-        "peft",
-        "numpy",
-        "scikit-learn",
-        "sacrebleu",
-        "snakemake",
-    )
-    commit, dirty = _git_state()
+    """Commit, packages, machine and the command that repeats it. What is not known is null."""
+    status = _git("status", "--porcelain", "--", *CLEAN)
     return {
         "command": shlex.join(command),
-        "commit": commit,
-        "dirty": dirty,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
         "hashes": hashes,
-        "packages": {n: _version(n) for n in names},
+        "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "hardware": {
             "name": hardware,
             "cores": os.cpu_count(),
-            "memory_bytes": _memory_bytes(),
+            "memory_bytes": psutil.virtual_memory().total,
             "system": platform.platform(),
         },
     }
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def _git(*words: str) -> str | None:
+    """What git says of the checkout; None where LeanTune does not run from one."""
+    root = checkout()
+    if root is None or not (root / ".git").exists():  # an outer repository is none of ours
         return None
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-
-
-def _git_state() -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the checkout; working output, published results and the lock of sources
-    are no dirt."""
-    root = Path(__file__).resolve().parents[3]
-
-    def git(*words: str) -> str | None:
-        try:
-            words = ("git", "-C", str(root), *words)
-            done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if not (root / ".git").exists():
-        return None, None
-    status = git(
-        "status", "--porcelain", "--", ".", ":!runs", ":!results", ":!README.md", ":!sources.lock"
-    )
-    return git("rev-parse", "HEAD"), None if status is None else bool(status)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        words = ("git", "-C", str(root), *words)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+    return None

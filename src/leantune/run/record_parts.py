@@ -1,37 +1,33 @@
 """What a worker measured, as the parts of its record: memory, time and quality."""
 
 import statistics
+from itertools import pairwise
 from typing import Any
 
-from leantune.run.progress import Marks, interval
+from leantune.run.progress import Marks, Progress, interval
 from leantune.spec.cells import Cell
 from leantune.training.loop import Training
 
 
 def memory_part(
-    steps: int,
-    tensors: dict[str, Any],
-    changes: list[dict[str, Any]],
-    marks: Marks,
-    predicted: dict[str, Any],
+    tensors: dict[str, Any], progress: Progress, predicted: dict[str, Any]
 ) -> dict[str, Any]:
     """The headline is CUDA's allocated peak on a GPU, elsewhere the exact peak with the CUDA path
-    simulated. The mean weights each interval by its share of the run's `steps`."""
-    cuda = marks.cuda.result()
+    simulated. The mean weights each interval by its share of the steps."""
+    cuda, changes = progress.marks.cuda.result(), progress.intervals
     intervals = [{"step": 0, **interval(tensors)}, *changes]
-    ends = [*(change["step"] for change in changes), steps]
+    peaks = [one["peak_bytes"] for one in intervals]
+    steps = [one["step"] for one in intervals] + [progress.total]
     weighted = sum(
-        one["peak_bytes"] * (end - one["step"]) for one, end in zip(intervals, ends, strict=True)
+        peak * (end - start) for peak, (start, end) in zip(peaks, pairwise(steps), strict=True)
     )
     return {
-        "peak_bytes": cuda["allocated_peak_bytes"]
-        if cuda
-        else max(one["peak_bytes"] for one in intervals),
+        "peak_bytes": cuda["allocated_peak_bytes"] if cuda else max(peaks),
         "peak_source": "cuda" if cuda else "tensors-cpu",
-        "mean_peak_bytes": round(weighted / steps),
+        "mean_peak_bytes": round(weighted / progress.total),
         "tensors": {**tensors, "intervals": intervals if changes else []},
         "cuda": cuda,
-        "host": marks.host.result(),
+        "host": {"peak_bytes": progress.marks.host_peak},
         "predicted": predicted,
     }
 
@@ -53,12 +49,11 @@ def time_part(outcome: Training, marks: Marks) -> dict[str, Any]:
     # An attempt's first two steps warm up: they are left out, unless there are no others.
     warm_up = {step for start in (0, *resumed) for step in (start, start + 1)}
     steady = sorted(s for i, s in enumerate(seconds) if i not in warm_up) or sorted(seconds)
+    last = len(steady) - 1  # -1: a stack that does not train has no steps
     return {
         "step_seconds": [round(s, 5) for s in seconds],
         "step_seconds_median": statistics.median(steady) if steady else None,
-        "step_seconds_p95": steady[min(len(steady) - 1, int(0.95 * len(steady)))]
-        if steady
-        else None,
+        "step_seconds_p95": steady[min(last, int(0.95 * len(steady)))] if steady else None,
         "train_seconds_total": sum(seconds) if steady else None,
         "hook_seconds_total": outcome.hook_seconds if steady else None,
         "attach_seconds_cold": marks.seconds.get("attach"),

@@ -5,12 +5,9 @@ another and again (A B A B), and the ratio to the first is taken within a round,
 slowly cancels. A method's time is the mean over its steps but the two of warm-up, hooks included.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
@@ -19,9 +16,8 @@ from typing import Any
 
 import psutil
 
-from leantune.errors import RETRY, BadInput
-from leantune.files import record
-from leantune.files.text import text_table
+from leantune.errors import BadInput
+from leantune.files.text import say, text_table
 from leantune.metrics import stats
 from leantune.run import supervisor
 from leantune.run.provenance import provenance
@@ -45,7 +41,7 @@ def compare(
     choices: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Seconds a step of each method in each round, and the ratio of every method to the first with
-    its interval. `choices`: what tuning chose for some of the methods (`tune.choice`).
+    its interval. `choices`: what tuning chose for some of the methods (`trials.choice`).
 
     Raises BadInput for wrong names, fewer than two methods or rounds, or a cell that does not end
     well.
@@ -54,32 +50,20 @@ def compare(
         raise BadInput(
             "a comparison needs two methods and two rounds at least: --methods full lora --rounds 2"
         )
-    jobs = []
-    for method in methods:
-        mine = settings_of_stack(settings, method, plugins.get("tasks", task).spec.kind)
-        job = resolve_cell(model, task, method, device=device, overrides={**TIMED_SETTINGS, **mine})
-        parts = tuned_parts(job, {one["method"] for one in choices})
-        chosen = chosen_settings(job, [one for one in choices if one["method"] in parts])
-        jobs.append(
-            resolve_cell(
-                model, task, method, device=device, overrides={**TIMED_SETTINGS, **chosen, **mine}
-            )
-        )
-    turns = []
-    for turn in range(rounds):
-        taken = {}
-        for job in jobs:
-            others = psutil.cpu_percent(
-                interval=0.5
-            )  # of all cores, in percent, while nothing of ours runs
-            taken[job.method] = {"step_seconds": _step_seconds(job), "others_percent": others}
-            print(
-                f"round {turn + 1} of {rounds}: {job.method} {taken[job.method]['step_seconds']:.4f} s a step",
-                file=sys.stderr,
-                flush=True,
-            )
-        turns.append(taken)
-    first = jobs[0]
+    cells = [_timed_cell(model, task, method, device, settings, choices) for method in methods]
+    turns: list[dict[str, dict[str, float]]] = [{} for _ in range(rounds)]
+    for number, turn in enumerate(turns, 1):
+        for cell in cells:
+            # of all cores, in percent, while nothing of ours runs
+            others = psutil.cpu_percent(interval=0.5)
+            seconds = _step_seconds(cell)
+            turn[cell.method] = {"step_seconds": seconds, "others_percent": others}
+            say(f"round {number} of {rounds}: {cell.method} {seconds:.4f} s a step")
+    first = cells[0]
+    words = ["leantune", "compare", "--model", first.model.name, "--task", first.task.name]
+    words += ["--methods", *methods, "--rounds", str(rounds), "--device", first.device]
+    for key, value in settings.items():
+        words += ["--set", f"{key}={json.dumps(value)}"]
     return {
         "model": first.model_name,
         "task": first.task.name,
@@ -87,13 +71,31 @@ def compare(
         "steps": first.training["steps"],
         "against": first.method,
         "rounds": turns,
-        "ratios": {job.method: ratio(turns, job.method, first.method) for job in jobs[1:]},
-        "settings": {job.method: job.overrides for job in jobs},
-        "hashes": {job.method: job.hashes["method"] for job in jobs},
-        "provenance": provenance(
-            _command(first, methods, rounds, settings), first.hashes, first.hardware
-        ),
+        "ratios": {cell.method: ratio(turns, cell.method, first.method) for cell in cells[1:]},
+        "settings": {cell.method: cell.overrides for cell in cells},
+        "hashes": {cell.method: cell.hashes["method"] for cell in cells},
+        "provenance": provenance(words, first.hashes, first.hardware),
     }
+
+
+def _timed_cell(
+    model: str,
+    task: str,
+    method: str,
+    device: str,
+    settings: Mapping[str, Any],
+    choices: Sequence[Mapping[str, Any]],
+) -> Cell:
+    """With few steps and what tuning chose of it; what is set by hand stays."""
+    given = settings_of_stack(settings, method, plugins.get("tasks", task).spec.kind)
+
+    def resolved(chosen: Mapping[str, Any]) -> Cell:
+        overrides = {**TIMED_SETTINGS, **chosen, **given}
+        return resolve_cell(model, task, method, device=device, overrides=overrides)
+
+    cell = resolved({})
+    parts = tuned_parts(cell, {choice["method"] for choice in choices})
+    return resolved(chosen_settings(cell, [c for c in choices if c["method"] in parts]))
 
 
 def ratio(
@@ -101,10 +103,9 @@ def ratio(
 ) -> dict[str, float | None]:
     """The geometric mean over the rounds of one method's step time to another's, with its t
     interval."""
-    logs = [
-        math.log(turn[method]["step_seconds"] / turn[against]["step_seconds"]) for turn in turns
-    ]
-    found = stats.t_interval(logs)
+    found = stats.t_interval(
+        [math.log(turn[method]["step_seconds"] / turn[against]["step_seconds"]) for turn in turns]
+    )
     low, high = (None if bound is None else math.exp(bound) for bound in (found.low, found.high))
     return {"ratio": math.exp(found.mean), "low": low, "high": high}
 
@@ -118,34 +119,12 @@ def describe(found: Mapping[str, Any]) -> str:
     return text_table(("method", f"step time against {found['against']}", "95 % interval"), rows)
 
 
-def _step_seconds(job: Cell) -> float:
+def _step_seconds(cell: Cell) -> float:
     with tempfile.TemporaryDirectory(prefix="leantune-") as folder:
-        out = Path(folder) / "record.json"
-        with contextlib.redirect_stdout(StringIO()):
-            if supervisor.run(job, out) == RETRY:
-                raise SystemExit(RETRY)
-        done = record.read_record(out)
-    steps = (done["time"] or {}).get("step_seconds") or []
-    if done["status"] != "ok" or len(steps) <= WARM_UP:
-        why = done["reason"] or f"it took {len(steps)} steps, {WARM_UP} of them to warm up"
-        raise BadInput(f"'{job.method}' on '{job.task.name}' cannot be timed: {why}")
+        with contextlib.redirect_stdout(StringIO()):  # its summary
+            record = supervisor.record_of(cell, Path(folder) / "record.json")
+    steps = (record["time"] or {}).get("step_seconds") or []
+    if record["status"] != "ok" or len(steps) <= WARM_UP:
+        why = record["reason"] or f"it took {len(steps)} steps, {WARM_UP} of them to warm up"
+        raise BadInput(f"'{cell.method}' on '{cell.task.name}' cannot be timed: {why}")
     return math.fsum(steps[WARM_UP:]) / (len(steps) - WARM_UP)
-
-
-def _command(
-    first: Cell, methods: Sequence[str], rounds: int, settings: Mapping[str, Any]
-) -> list[str]:
-    words = [
-        "leantune",
-        "compare",
-        "--model",
-        first.model.name,
-        "--task",
-        first.task.name,
-        "--methods",
-        *methods,
-    ]
-    words += ["--rounds", str(rounds), "--device", first.device]
-    for key, value in settings.items():
-        words += ["--set", f"{key}={json.dumps(value)}"]
-    return words

@@ -23,7 +23,7 @@ from typing import Any
 
 from leantune.errors import RETRY, BadInput, naming_extras
 from leantune.fetch import hub
-from leantune.files.record import EMPTY, Record, summary, write_record
+from leantune.files.record import EMPTY, Record, read_record, summary, write_record
 from leantune.files.text import say
 from leantune.machine import gpus
 from leantune.machine.gpu_lease import Leased, gpu_lease
@@ -90,36 +90,32 @@ def _check_writable(out: Path) -> None:
         ) from error
 
 
+def record_of(cell: Cell, out: Path, **how: Any) -> Record:
+    """Run a cell and read its record; `how` as `run` takes it. Asked to stop, this process ends."""
+    if run(cell, out, **how) == RETRY:
+        raise SystemExit(RETRY)
+    return read_record(out)
+
+
 def _run_worker(job: Job, timeout_minutes: float) -> dict[str, Any]:
-    """On a GPU of its own, where the cell wants one."""
-    if job.cell.device != "cuda" or job.cell.model_name == "none":
-        return _result_of(job, timeout_minutes, None)
-
-    def devices() -> list[gpus.Gpu]:  # those of the hardware that the key names
-        return [gpu for gpu in gpus.visible() if gpu.name == job.cell.hardware]
-
-    with gpu_lease(say, devices=devices) as leased:
-        return _result_of(job, timeout_minutes, leased)
-
-
-def _result_of(job: Job, timeout_minutes: float, leased: Leased | None) -> dict[str, Any]:
     """What the worker left, or, where it left nothing, how it ended: a status, in which phase and
-    why. `stopped`: there is to be no record."""
+    why. `stopped`: there is to be no record. On a GPU of its own, where the cell wants one."""
     errors: deque[str] = deque(maxlen=2**16)  # characters, the last ones
-    kills = _oom_kills()
-    workers: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryDirectory(prefix="leantune-") as scratch, _stops(workers) as stops:
+    kills, timed_out = _oom_kills(), False
+    with _leased(job.cell) as leased, tempfile.TemporaryDirectory(prefix="leantune-") as scratch:
         folder = Path(scratch)
-        worker = _start(job, folder, leased)
-        workers.append(worker)
-        if stops:  # before there was a worker to pass them on to
-            worker.terminate()
-        try:
-            timed_out = _follow(worker, errors, timeout_minutes * 60)
-        finally:  # also when this process is asked to stop
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+        workers: list[subprocess.Popen[str]] = []
+        with _stops(workers) as stops:
+            worker = _start(job, folder, leased)
+            workers.append(worker)
+            if stops:  # before there was a worker to pass them on to
+                worker.terminate()
+            try:
+                timed_out = _follow(worker, errors, timeout_minutes * 60)
+            finally:  # also when this process is asked to stop
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(worker.pid, signal.SIGKILL)
+                worker.wait()
         phase, headroom = _last_phase(folder)
         lack = {"details": {"headroom_bytes": headroom}}
         file = folder / "result.json"
@@ -135,10 +131,18 @@ def _result_of(job: Job, timeout_minutes: float, leased: Leased | None) -> dict[
     if code == -signal.SIGKILL and _oom_kills() > kills:
         reason = "the kernel killed the worker: out of memory"
         return {"status": "oom", "phase": phase, "reason": reason, **lack}
-    reason = _last_line("".join(errors))
+    # the exception's own line of a traceback
+    reason = "".join(errors).strip().rpartition("\n")[2].strip()[:500]
     if code < 0:
         reason = f"the worker was ended by {signal.Signals(-code).name}"
-    return {"status": "error", "phase": phase, "reason": reason}
+    return {"status": "error", "phase": phase, "reason": reason or "it ended without a word"}
+
+
+def _leased(cell: Cell) -> contextlib.AbstractContextManager[Leased | None]:
+    """A GPU of the hardware that the cell's key names, where it wants one."""
+    if cell.device != "cuda" or cell.model_name == "none":
+        return contextlib.nullcontext()
+    return gpu_lease(say, devices=lambda: [g for g in gpus.visible() if g.name == cell.hardware])
 
 
 def _start(job: Job, folder: Path, leased: Leased | None) -> subprocess.Popen[str]:
@@ -174,7 +178,7 @@ def _start(job: Job, folder: Path, leased: Leased | None) -> subprocess.Popen[st
 
 @contextlib.contextmanager
 def _stops(workers: Sequence[subprocess.Popen[str]]) -> Iterator[list[int]]:
-    """While it is open, SIGTERM and SIGUSR1 are passed on to the workers; yields those that came."""
+    """Pass SIGTERM and SIGUSR1 on to the workers while it is open; yields those that came."""
     came: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
@@ -221,12 +225,6 @@ def _last_phase(folder: Path) -> tuple[str, int | None]:
             last = json.loads(line)
             return last["phase"], last["headroom"]
     return "import", None
-
-
-def _last_line(text: str) -> str:
-    """The exception's own line of a traceback."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "the worker ended without a word"
 
 
 def _oom_kills() -> int:

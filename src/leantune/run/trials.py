@@ -9,16 +9,15 @@ of the method and every stack that it is part of, but where the config sets a va
 made again.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from leantune.errors import RETRY, BadInput
-from leantune.files import record
+from leantune.errors import BadInput
 from leantune.files.parse import check, read_json
+from leantune.files.record import Record, read_record
+from leantune.files.text import text_table
 from leantune.run import supervisor
 from leantune.spec import plugins
 from leantune.spec.cells import Cell, resolve_cell
@@ -49,7 +48,8 @@ def default_grid(method: str) -> dict[str, list[Any]]:
     }
     if not grid:
         raise BadInput(
-            f"'{method}' lists no values under `search:`; give them: --search METHOD.PARAM=VALUE,VALUE,..."
+            f"'{method}' lists no values under `search:`; "
+            "give them: --search METHOD.PARAM=VALUE,VALUE,..."
         )
     return grid
 
@@ -64,83 +64,67 @@ def trials(
     settings: Mapping[str, Any],
 ) -> list[Cell]:
     """A cell for every point of the grid, numbered in its order."""
-    points = itertools.product(*grid.values())
+    points = [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
+    cell = (model, task, method, seed)
     return [
-        resolve_cell(
-            model,
-            task,
-            method,
-            seed,
-            trial=number,
-            device=device,
-            overrides={**settings, **dict(zip(grid, point, strict=True))},
-        )
+        resolve_cell(*cell, trial=number, device=device, overrides={**settings, **point})
         for number, point in enumerate(points)
     ]
 
 
-def run(cell: Cell, output: Path, timeout_minutes: float) -> record.Record:
+def run(cell: Cell, output: Path, timeout_minutes: float) -> Record:
     """The trial's record, made now unless it is there already."""
     file = output / cell.record_path
-    if file.is_file():
-        made = record.read_record(file)
-        if made["provenance"]["hashes"] == cell.hashes:
-            return made
-    if supervisor.run(cell, file, timeout_minutes=timeout_minutes) == RETRY:
-        raise SystemExit(RETRY)
-    return record.read_record(file)
+    made = read_record(file) if file.is_file() else None
+    if made is None or made["provenance"]["hashes"] != cell.hashes:
+        made = supervisor.record_of(cell, file, timeout_minutes=timeout_minutes)
+    return made
 
 
-def best(records: Sequence[record.Record]) -> int | None:
+def best(records: Sequence[Record]) -> int | None:
     """The index of the best score, the first of equals; None where no trial ended well."""
-    scored = [(i, r["quality"]) for i, r in enumerate(records) if r["status"] == "ok"]
-    if not scored:
-        return None
-    sign = -1 if scored[0][1]["higher_is_better"] else 1
-    return min(scored, key=lambda found: sign * found[1]["value"])[0]
+    losses = {
+        i: record["quality"]["value"] * (-1 if record["quality"]["higher_is_better"] else 1)
+        for i, record in enumerate(records)
+        if record["status"] == "ok"
+    }
+    return min(losses, key=lambda i: losses[i], default=None)
 
 
 # ------------------------------------------------------------------ a config's trials
 
 
-def choice(records: Sequence[record.Record]) -> dict[str, Any]:
+def choice(records: Sequence[Record]) -> dict[str, Any]:
     """What was chosen of a method's trials, and why: the content of a choice file and of a record's
     `tuning.METHOD`.
 
     `at_edge` names the settings whose chosen value is the smallest or largest one tried: better
     ones may lie beyond.
     """
-    method = records[0]["cell"]["method"]
-    rows = [
+    method, task = (records[0]["cell"][name] for name in ("method", "task"))
+    tried = [
         {
-            "trial": row["cell"]["trial"],
-            "settings": _settings_of(row),
-            "status": row["status"],
-            "value": row["quality"]["value"] if row["status"] == "ok" else None,
+            "trial": record["cell"]["trial"],
+            "settings": _own_settings(record, method),
+            "status": record["status"],
+            "value": record["quality"]["value"] if record["status"] == "ok" else None,
         }
-        for row in records
+        for record in records
     ]
     winner = best(records)
-    chosen = {} if winner is None else rows[winner]["settings"]
-    defaults = {
-        f"{method}.{name}": value
-        for name, value in parse_stack(method, _kind(records[0]))[-1].params.items()
-    }
-    tried: dict[str, list[Any]] = {}  # of every setting that some trial changes, its value in each
-    for key in sorted({key for row in rows for key in row["settings"]}):
-        tried[key] = sorted(({**defaults, **row["settings"]}[key] for row in rows), key=sort_key)
-    now = {**defaults, **chosen}
-    at_edge = [
-        key
-        for key, values in tried.items()
-        if winner is not None and now[key] in (values[0], values[-1])
-    ]
+    chosen = {} if winner is None else tried[winner]["settings"]
+    last = parse_stack(method, plugins.get("tasks", task).spec.kind)[-1]
+    defaults = {f"{method}.{name}": value for name, value in last.params.items()}
+    at_edge = []
+    for key in sorted({key for trial in tried for key in trial["settings"]}):
+        values = sorted(({**defaults, **t["settings"]}[key] for t in tried), key=sort_key)
+        if winner is not None and {**defaults, **chosen}[key] in (values[0], values[-1]):
+            at_edge.append(key)
+    metrics = (record["quality"]["metric"] for record in records if record["status"] == "ok")
     return {
         "method": method,
-        "metric": next(
-            (row["quality"]["metric"] for row in records if row["status"] == "ok"), None
-        ),
-        "trials": rows,
+        "metric": next(metrics, None),
+        "trials": tried,
         "chosen": winner,
         "settings": chosen,
         "at_edge": at_edge,
@@ -161,31 +145,26 @@ def read_choice(file: Path) -> dict[str, Any]:
     return found
 
 
-def _settings_of(row: record.Record) -> dict[str, Any]:
-    """The settings of its own method that a trial was run with."""
-    given = recorded_settings(row)["set"]
-    return {
-        key: value for key, value in given.items() if key.partition(".")[0] == row["cell"]["method"]
-    }
+def _own_settings(record: Record, method: str) -> dict[str, Any]:
+    """What a trial was given for its own method, not for the task or what it is stacked with."""
+    given = recorded_settings(record)["set"].items()
+    return {key: value for key, value in given if key.startswith(f"{method}.")}
 
 
-def _kind(row: record.Record) -> str:
-    return plugins.get("tasks", row["cell"]["task"]).spec.kind
-
-
-def describe(grid: Grid, done: list[Cell], records: list[record.Record]) -> str:
-    """A line per trial with its settings and its score on the validation split, the best one
+def describe(grid: Grid, cells: list[Cell], records: list[Record]) -> str:
+    """A line for each trial with its settings and its score on the validation split; the best is
     marked."""
     winner = best(records)
-    lines = []
-    for i, (cell, row) in enumerate(zip(done, records, strict=True)):
-        settings = " ".join(f"{key}={cell.overrides[key]:g}" for key in grid)
-        score = (
-            f"{row['quality']['metric']} {row['quality']['value']:.4f}"
-            if row["status"] == "ok"
-            else row["status"]
+    rows = [
+        (
+            cell.method,
+            f"trial {cell.trial}",
+            " ".join(f"{key}={cell.overrides[key]:g}" for key in grid),
+            f"{record['quality']['metric']} {record['quality']['value']:.4f}"
+            if record["status"] == "ok"
+            else record["status"],
+            "best" if i == winner else "",
         )
-        lines.append(
-            f"{cell.method}  trial {cell.trial}  {settings}  {score}{'  best' if i == winner else ''}"
-        )
-    return "\n".join(lines)
+        for i, (cell, record) in enumerate(zip(cells, records, strict=True))
+    ]
+    return text_table(("method", "trial", "settings", "score", ""), rows)

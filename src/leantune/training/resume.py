@@ -7,14 +7,11 @@ measured so far. The model and the data themselves are made again: they follow f
 run whose method has replaced modules cannot be resumed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
 import signal
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from torch import Tensor, nn
 
 from leantune.errors import RETRY, BadInput
 from leantune.files.record import replacing
+from leantune.files.text import say
 from leantune.spec.cells import Cell
 
 State = dict[str, Any]
@@ -48,9 +46,6 @@ class Stop:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._handle)
 
-    def wanted(self) -> bool:
-        return self.asked
-
     def _handle(self, number: int, frame: object) -> None:
         self.asked = True
         if not self.deferred:
@@ -70,7 +65,7 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer, trained: set[str
     trains = [name for name, p in named.items() if p.requires_grad]
     return {
         "tensors": {name: named[name].detach() for name in sorted(trained.union(trains))},
-        "buffers": dict(_buffers(model)),
+        "buffers": _buffers(model),
         "trains": trains,
         "groups": [
             {**g, "params": [names[id(p)] for p in g["params"]]} for g in optimizer.param_groups
@@ -89,60 +84,54 @@ def restore(state: State, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     Call `restore_random` last, when nothing else is drawn before the next step. Raises BadInput,
     with nothing changed, where the structure differs.
     """
-    named, buffers = dict(model.named_parameters()), dict(_buffers(model))
-    places = {**named, **buffers}
+    named = dict(model.named_parameters())
+    places = {**named, **_buffers(model)}
     tensors = {**state["tensors"], **state["buffers"]}
-    wanted = {
-        *state["trains"],
-        *state["optimizer"],
-        *(n for g in state["groups"] for n in g["params"]),
-    }
-    same = len(state["groups"]) == len(optimizer.param_groups) and wanted <= named.keys()
-    if not same or any(n not in places or places[n].shape != t.shape for n, t in tensors.items()):
+    groups, saved = optimizer.param_groups, state["groups"]
+    wanted = {*state["trains"], *state["optimizer"], *(n for g in saved for n in g["params"])}
+    same = len(saved) == len(groups) and wanted <= named.keys() and tensors.keys() <= places.keys()
+    if not same or any(places[name].shape != t.shape for name, t in tensors.items()):
         raise BadInput(
-            "the checkpoint is of a model of another structure; delete the .checkpoint file beside the record"
+            "the checkpoint is of a model of another structure; "
+            "delete the .checkpoint file beside the record"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
             places[name].copy_(tensor)
     for name, p in named.items():
         p.requires_grad_(name in state["trains"])
-    for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
-        group.update({**saved, "params": [named[name] for name in saved["params"]]})
+    for group, kept in zip(groups, saved, strict=True):
+        group.update({**kept, "params": [named[name] for name in kept["params"]]})
     optimizer.state.clear()
     for name, values in state["optimizer"].items():
         optimizer.state[named[name]] = dict(values)
 
 
-def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The buffers that a module's checkpoint carries; the others follow from the frozen weights."""
-    for prefix, module in model.named_modules():
-        for name, tensor in module.named_buffers(prefix, recurse=False):
-            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
-                yield name, tensor
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a checkpoint carries; the others follow from the frozen weights."""
+    carried = model.state_dict()
+    return {name: tensor for name, tensor in model.named_buffers() if name in carried}
 
 
 def _random_state() -> State:
-    state: Any = np.random.get_state()
-    kind, keys, *rest = state
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    """Plain values and tensors only: whoever reads a checkpoint runs no code that it holds."""
+    of_numpy: Any = np.random.get_state(legacy=False)
+    of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": cuda,
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": of_numpy,
     }
 
 
 def restore_random(state: State) -> None:
     """Every generator of random numbers as it was when the state was captured."""
-    saved = state["random"]
-    torch.set_rng_state(saved["torch"])
-    if saved["cuda"]:
-        torch.cuda.set_rng_state_all(saved["cuda"])
-    random.setstate(saved["python"])
-    kind, keys, *rest = saved["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["random"]["torch"])
+    if state["random"]["cuda"]:
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    random.setstate(state["random"]["python"])
+    np.random.set_state(state["random"]["numpy"])
 
 
 # ------------------------------------------------------------------ the file
@@ -174,11 +163,7 @@ def write(file: Path, digest: str, state: State, measured: Mapping[str, Any]) ->
         with replacing(file) as opened:
             torch.save({"cell": digest, "state": state, "measured": dict(measured)}, opened)
     except (BadInput, RuntimeError) as error:  # torch's writer has no other error for a full disk
-        print(
-            f"the checkpoint was not kept, so the cell will start over: {error}",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"the checkpoint was not kept, so the cell will start over: {error}")
         return False
     return True
 
@@ -194,9 +179,8 @@ def read(file: Path, digest: str) -> tuple[State, dict[str, Any]] | None:
             return found["state"], found["measured"]
         why = "it is of other code, data or settings"
     except Exception as error:  # whatever a damaged file makes torch's reader raise
-        why = f"it is damaged: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}"
-    print(
-        f"checkpoint {file} is not used, {why}; the cell starts over", file=sys.stderr, flush=True
-    )
+        words = str(error).splitlines() or [type(error).__name__]
+        why = f"it is damaged: {words[0][:120]}"
+    say(f"checkpoint {file} is not used, {why}; the cell starts over")
     file.unlink(missing_ok=True)
     return None
