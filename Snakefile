@@ -9,7 +9,7 @@ configfile: "config/config.yaml"
 
 
 JOBS = Jobs(config)
-OUT = JOBS.config["output"]
+OUT = JOBS.config.output
 FOOTPRINT = f"{OUT}/tables/footprint.csv"
 CLAIMS = f"{OUT}/tables/claims.csv"
 ENVIRONMENT = "envs/leantune.yaml"
@@ -58,8 +58,8 @@ rule all:
     input:
         passed=f"{OUT}/gate.ok",
         config=f"{OUT}/config.json",
-        footprint=FOOTPRINT if JOBS.config["footprint"] else [],
-        claims=CLAIMS if JOBS.config["claims"] else [],
+        footprint=FOOTPRINT if JOBS.config.footprint else [],
+        claims=CLAIMS if JOBS.config.claims else [],
         report=f"{OUT}/report/index.html",
         figures=f"{OUT}/figures",
     log:
@@ -84,8 +84,8 @@ rule cell:
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: JOBS[wildcards].memory_mb * attempt,
-        runtime=lambda wildcards, attempt: JOBS.config["timeout_minutes"] * attempt + 5,
-        timeout=lambda wildcards, attempt: JOBS.config["timeout_minutes"] * attempt,
+        runtime=lambda wildcards, attempt: JOBS.config.timeout_minutes * attempt + 5,
+        timeout=lambda wildcards, attempt: JOBS.config.timeout_minutes * attempt,
         attempt=lambda wildcards, attempt: attempt,
         attempts=1,  # a profile that sets `retries` sets this to retries + 1
         limit_mb=0,  # a profile may say what one cell may need; 0: what the machine has
@@ -154,7 +154,7 @@ rule settings:
     log:
         f"{OUT}/logs/settings.log",
     params:
-        config=JOBS.config,
+        config=JOBS.config.resolved(),
     run:
         JOBS.save_config(output[0])
 
@@ -189,7 +189,7 @@ rule footprint_settings:
     log:
         f"{OUT}/logs/footprint_settings.log",
     params:
-        footprint=JOBS.config["footprint"],
+        footprint=JOBS.config.resolved()["footprint"],
     run:
         JOBS.save_config(output[0])
 
@@ -246,8 +246,8 @@ rule claims:
 rule report:
     input:
         tables=f"{OUT}/tables/leaderboard.csv",
-        footprint=FOOTPRINT if JOBS.config["footprint"] else [],
-        claims=CLAIMS if JOBS.config["claims"] else [],
+        footprint=FOOTPRINT if JOBS.config.footprint else [],
+        claims=CLAIMS if JOBS.config.claims else [],
     output:
         f"{OUT}/report/index.html",
     log:

@@ -137,7 +137,7 @@ def test_a_grid_is_chosen_by_config_and_every_later_step_sees_the_choice(project
     done = project.snakemake(*words, "--config", "grid=two", "--until", "settings")
     assert done.returncode == 0, done.stderr
     kept = load_config(project.folder / "out" / "config.json")
-    assert [(one["grid"], one["methods"]) for one in kept["cells"]] == [("two", ["beta"])]
+    assert [(one.grid, one.methods) for one in kept.cells] == [("two", ["beta"])]
     wrong = project.snakemake("--dry-run", *words, "--config", "grid=three")
     assert wrong.returncode != 0
     assert "no grid is called 'three'; its grids: one, two" in wrong.stdout + wrong.stderr

@@ -1,23 +1,28 @@
 """Flags as data: how one is written down, how its value is read, and those that several
 subcommands share."""
 
+from __future__ import annotations
+
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leantune.errors import BadInput
+
+if TYPE_CHECKING:
+    from leantune.spec.schema import ConfigFile
 
 
 class Arguments(Namespace):
     """The values of one call's flags, and what several subcommands make of them."""
 
-    def config_and_output(self) -> tuple[dict[str, Any], Path]:
+    def config_and_output(self) -> tuple[ConfigFile, Path]:
         """Of the flags of a config: its content, and the run's folder."""
         from leantune.spec.config import load_config  # imports yaml: not for `--help`
 
         config = load_config(self.config, self.grid)
-        return config, self.output or Path(config["output"])
+        return config, self.output or Path(config.output)
 
     def settings_and_method(self) -> tuple[dict[str, Any], str]:
         """Of the flags of a cell: the settings set by hand, and the stack with its point."""

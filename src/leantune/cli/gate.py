@@ -24,8 +24,8 @@ def run(arguments: Arguments) -> int:
     page = output / "report" / "index.html"
     if page.is_file():
         print(f"the report is in {page}")
-    faults = build.not_allowed(results, config["allowed_statuses"])
-    checks = calibration.rows(results.entries, config["calibration"])
+    faults = build.not_allowed(results, config.allowed_statuses)
+    checks = calibration.rows(results.entries, config.calibration.model_dump())
     if wrong := calibration.failed(checks):
         faults += [f"{calibration.table(wrong)}\n{len(wrong)} checks of the meter failed"]
     for fault in faults:

@@ -20,10 +20,10 @@ def run(arguments: Arguments) -> None:
     from leantune.results.claims import ledger
 
     config, output = arguments.config_and_output()
-    ranked = publish.publish(output, arguments.to, expand(config), config["calibration"])
+    ranked = publish.publish(output, arguments.to, expand(config), config.calibration.model_dump())
     if arguments.readme:
         readme.update_readme(arguments.readme, readme.markdown_leaderboard(ranked))
     paper_scale.publish(output, arguments.to)
-    if config["claims"]:
+    if config.claims:
         ledger.publish(output, arguments.to)
     published_hashes.write_for(arguments.to)

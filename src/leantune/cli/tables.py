@@ -20,4 +20,4 @@ def run(arguments: Arguments) -> None:
     from leantune.results.build import write_tables  # imports scipy: not for `--help`
 
     config, output = arguments.config_and_output()
-    write_tables(output, expand(config), config["calibration"], arguments.across)
+    write_tables(output, expand(config), config.calibration.model_dump(), arguments.across)

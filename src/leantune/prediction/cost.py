@@ -10,9 +10,9 @@ attaching, export, a method's hooks, and decoding token by token.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leantune.errors import BadInput
 from leantune.files.text import bytes_text, csv_text, text_table
@@ -22,6 +22,9 @@ from leantune.spec.cells import Cell, resolve_cell
 from leantune.spec.config import TIMED_SETTINGS, expand, settings_for
 from leantune.spec.stacks import Part
 from leantune.spec.trials import planned_trials
+
+if TYPE_CHECKING:
+    from leantune.spec.schema import CellsBlock, ConfigFile, TimingBlock
 
 COLUMNS = (
     *("what", "grids", "model", "task", "method", "runs", "batch", "seq", "steps", "dtype"),
@@ -69,46 +72,44 @@ class Estimate:
         ]
 
 
-def items(config: Mapping[str, Any]) -> list[Item]:
-    """Every run that a validated config asks for, with its tuning trials and its comparisons of
+def items(config: ConfigFile) -> list[Item]:
+    """Every run that a loaded config asks for, with its tuning trials and its comparisons of
     step times, and the cells of its blocks with `not_run`. Raises BadInput for a wrong word in the
     config."""
     found: dict[tuple[str, str], Item] = {}
-    for block in config["cells"]:
-        runnable = {name: setting for name, setting in block.items() if name != "not_run"}
-        alone = {**config, "cells": [runnable]}
+    for block in config.cells:
+        runnable = block.model_copy(update={"not_run": None})
+        alone = config.model_copy(update={"cells": [runnable]})
         trials = [cell for cells in planned_trials(alone).values() for cell in cells]
         for cell in [*expand(alone), *trials]:
             what = "cell" if cell.trial is None else "trial"
-            new = Item(what, cell, (), not_run=block.get("not_run"))
+            new = Item(what, cell, (), not_run=block.not_run)
             former = found.get((what, cell.record_path), new)
             grids = dict.fromkeys([*former.grids, *_grids(block)])
             found[what, cell.record_path] = replace(former, grids=tuple(grids))
     # the cells that take turns for a block of `timing`, each as often as there are rounds
     timed = [
-        Item("timing", _timed(config, block, model, task, method), _grids(block), block["rounds"])
-        for block in ({"rounds": 3, **block} for block in config["timing"])
-        for model in block["models"]
-        for task in block["tasks"]
-        for method in dict.fromkeys(["full", *block["methods"]])
+        Item("timing", _timed(config, block, model, task, method), _grids(block), block.rounds)
+        for block in config.timing
+        for model in block.models
+        for task in block.tasks
+        for method in dict.fromkeys(["full", *block.methods])
     ]
     return [*found.values(), *timed]
 
 
-def _grids(block: Mapping[str, Any]) -> tuple[str, ...]:
-    return (block["grid"],) if "grid" in block else ()
+def _grids(block: CellsBlock | TimingBlock) -> tuple[str, ...]:
+    return () if block.grid is None else (block.grid,)
 
 
-def _timed(
-    config: Mapping[str, Any], block: Mapping[str, Any], model: str, task: str, method: str
-) -> Cell:
+def _timed(config: ConfigFile, block: TimingBlock, model: str, task: str, method: str) -> Cell:
     settings = {**TIMED_SETTINGS, **settings_for(config, block, method, task)}
-    device, on = config["device"], config["hardware"]
+    device, on = config.device, config.hardware
     return resolve_cell(model, task, method, device=device, overrides=settings, on=on)
 
 
 def estimate(
-    config: Mapping[str, Any],
+    config: ConfigFile,
     gpu: str,
     efficiency: float = cards.EFFICIENCY,
     under: int | None = None,
@@ -136,7 +137,7 @@ def estimate(
         row = _row(item, known[ask.hash] if ask else None, gpu, efficiency, limit)
         former = rows.setdefault(json.dumps({**row, "runs": 0}), {**row, "runs": 0})
         former["runs"] += item.runs
-    grids = dict.fromkeys(grid for block in config["cells"] for grid in _grids(block))
+    grids = dict.fromkeys(grid for block in config.cells for grid in _grids(block))
     return Estimate(gpu, efficiency, limit, list(grids), list(rows.values()), len(asks))
 
 

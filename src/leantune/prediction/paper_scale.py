@@ -6,10 +6,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from leantune.errors import BadInput
 from leantune.files.record import BYTE_KINDS
@@ -17,6 +17,9 @@ from leantune.files.text import csv_text, read_csv, write_text
 from leantune.prediction import cards
 from leantune.prediction.ask import CACHE, HEADS, Ask, Row, answers, versions
 from leantune.spec.stacks import stack_name
+
+if TYPE_CHECKING:
+    from leantune.spec.schema import ConfigFile
 
 FILE = Path("tables", "footprint.csv")  # below a run's folder, and below the published results
 KEY = ("model", "method", "kind", "batch", "seq", "dtype")
@@ -33,23 +36,22 @@ COLUMNS = [
 ]
 
 
-def expand(config: Mapping[str, Any]) -> list[Ask]:
+def expand(config: ConfigFile) -> list[Ask]:
     """The rows that a validated config asks for, in its order, each once. Raises BadInput naming a
     wrong word."""
     heads = {kind: head for head, kind in HEADS.items()}
     budgets = tuple(size * cards.GIB - cards.CONTEXT_BYTES for size in BUDGETS_GIB)
     found: dict[str, Ask] = {}
-    for block in config["footprint"]:
-        searched = block.get("largest_batch", ())
-        if unknown := {*searched} - {*block["methods"]}:
+    for block in config.footprint:
+        searched = block.largest_batch
+        if unknown := {*searched} - {*block.methods}:
             raise BadInput(
                 f"config: footprint: 'largest_batch' names '{min(unknown)}', "
                 "which is none of the methods"
             )
-        words = {"head": heads[block["kind"]], "dtype": block["dtype"]}
-        shapes = (block["models"], block["methods"], block["batches"], block["lengths"])
+        shapes = (block.models, block.methods, block.batches, block.lengths)
         for model, method, batch, length in itertools.product(*shapes):
-            ask = Ask(model, method, batch, length, **words)
+            ask = Ask(model, method, batch, length, head=heads[block.kind], dtype=block.dtype)
             whole = replace(ask, budgets=budgets if method in searched else ())
             found.setdefault(ask.hash, whole)
     return list(found.values())

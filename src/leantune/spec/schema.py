@@ -13,6 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from leantune.files.schema import Count, Fields, Natural, Positive, Settings, Sha256, wrong
+from leantune.spec.config import CALIBRATION_LIMITS
 from leantune.spec.kinds import Kind
 
 Dtype = Literal["fp32", "bf16"]
@@ -349,14 +350,17 @@ class FootprintBlock(YamlFields):
     batches: Sizes
     lengths: Sizes
     dtype: Dtype
-    largest_batch: Names | None = None
+    largest_batch: Names = []
 
 
 class CalibrationBlock(YamlFields):
     """The largest relative errors: of memory that is known, of slept seconds."""
 
-    limit: Annotated[float, Field(ge=0)] = 0.01
-    sleep_limit: Annotated[float, Field(ge=0)] = 0.5
+    limit: Annotated[float, Field(ge=0)] = CALIBRATION_LIMITS["limit"]
+    sleep_limit: Annotated[float, Field(ge=0)] = CALIBRATION_LIMITS["sleep_limit"]
+
+
+Blocks = Annotated[list[CellsBlock], Field(min_length=1)]
 
 
 class ConfigFile(YamlFields):
@@ -364,28 +368,26 @@ class ConfigFile(YamlFields):
 
     may_be_null = ("hardware",)
 
-    output: Annotated[str, Field(pattern=r"^[^{}*?\s]+$")] | None = None
-    seeds: Seeds | None = None
-    device: Literal["auto", "cpu", "cuda"] | None = None
-    trust_remote_code: str | list[str] | None = None
+    output: Annotated[str, Field(pattern=r"^[^{}*?\s]+$")] = "runs/default"
+    seeds: Seeds = [0]
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    trust_remote_code: str | list[str] = []
     hardware: Annotated[str, Field(min_length=1)] | None = None
-    allowed_statuses: Annotated[list[Status], AfterValidator(_unique)] | None = None
-    timeout_minutes: Count | None = None
-    trials: Natural | None = None
-    timing: list[TimingBlock] | None = None
-    calibration: CalibrationBlock | None = None
-    footprint: list[FootprintBlock] | None = None
-    claims: bool | None = None
-    set: Settings | None = None
-    cells: Annotated[list[CellsBlock], Field(min_length=1)] | None = None
-    grids: (
-        Annotated[
-            dict[str, Annotated[list[CellsBlock], Field(min_length=1)]],
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    allowed_statuses: Annotated[list[Status], AfterValidator(_unique)] = ["ok", "unsupported"]
+    timeout_minutes: Count = 60
+    trials: Natural = 0
+    timing: list[TimingBlock] = []
+    calibration: CalibrationBlock = CalibrationBlock()
+    footprint: list[FootprintBlock] = []
+    claims: bool = False
+    set: Settings = {}
+    cells: Blocks = []
+    grids: Annotated[dict[str, Blocks], Field(min_length=1)] | None = None
     grid: str | None = None
+
+    def resolved(self) -> dict[str, Any]:
+        """The config as data, its defaults filled in: a config of the same meaning."""
+        return self.model_dump(exclude_none=True)
 
 
 FILES: dict[str, type[YamlFields]] = {

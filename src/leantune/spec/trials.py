@@ -5,13 +5,16 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leantune.errors import BadInput
 from leantune.spec import plugins
 from leantune.spec.cells import Cell, resolve_cell
 from leantune.spec.config import runnable, settings_for
 from leantune.spec.stacks import parse_stack
+
+if TYPE_CHECKING:
+    from leantune.spec.schema import ConfigFile
 
 CHOICE = (
     "tuning/{key}/{model}/{task}/{method}/chosen.json"  # which trial was chosen, below the output
@@ -57,15 +60,13 @@ def sort_key(value: Any) -> tuple[bool, Any]:
     return (True, str(value)) if isinstance(value, str) else (False, value)
 
 
-def planned_trials(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
+def planned_trials(config: ConfigFile) -> dict[str, list[Cell]]:
     """The trials of a validated config, by the file below its output that says which of them was
     chosen."""
     found = {}
     for block in runnable(config):
-        count = block.get("trials", config["trials"])
-        for model, task, method in itertools.product(
-            block["models"], block["tasks"], block["methods"]
-        ):
+        count = config.trials if block.trials is None else block.trials
+        for model, task, method in itertools.product(block.models, block.tasks, block.methods):
             if count < 1 or "+" in method or "@" in method:
                 continue
             spec = plugins.get("methods", method).spec
@@ -77,7 +78,7 @@ def planned_trials(config: Mapping[str, Any]) -> dict[str, list[Cell]]:
                 raise BadInput(
                     f"config: '{both[0]}' is set and, with `trials`, searched for; drop one of them"
                 )
-            common: dict[str, Any] = {"device": config["device"], "on": config["hardware"]}
+            common: dict[str, Any] = {"device": config.device, "on": config.hardware}
             cells_ = [
                 resolve_cell(
                     model, task, method, 0, trial=i, overrides={**settings, **point}, **common

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snakemake.exceptions import WorkflowError
 
@@ -22,6 +22,9 @@ from leantune.prediction import paper_scale
 from leantune.spec.cells import Cell, resolve_cell
 from leantune.spec.config import expand, load_config, settings_for
 from leantune.spec.trials import CHOICE, choice_files, planned_trials
+
+if TYPE_CHECKING:
+    from leantune.spec.schema import ConfigFile
 
 PATTERN = "{key}/{model}/{task}/{method}/{seed}"  # of a cell, below records/, logs/, benchmarks/
 TRIAL = PATTERN + "-trial{trial}"  # of a trial, below tuning/ too
@@ -50,19 +53,19 @@ class Jobs:
         try:
             self.config = load_config(config)
             cells = expand(self.config)
-            _check_trust(cells, self.config.get("trust_remote_code", []))
+            _check_trust(cells, self.config.trust_remote_code)
             self._names = [_name(cell) for cell in cells]
             self._trials = planned_trials(self.config)
-            known = _predicted(Path(self.config["output"]), Path("results"))
+            known = _predicted(Path(self.config.output), Path("results"))
             self._jobs = {}
             for cell in chain(cells, *self._trials.values()):
                 words = cell.command()[2:-2]  # without `leantune run` and the record's place
-                if self.config["hardware"]:
-                    words += ["--hardware", self.config["hardware"]]
+                if self.config.hardware:
+                    words += ["--hardware", self.config.hardware]
                 self._jobs[_name(cell)] = _job(words, [cell], known, self._trials)
             self.timing = _timing(self.config, known, self._trials)
             self.footprint = paper_scale.digest(paper_scale.expand(self.config))
-            self.claims = _claims_digest() if self.config["claims"] else ""
+            self.claims = _claims_digest() if self.config.claims else ""
         except BadInput as error:
             # Snakemake prints it as one sentence, without a traceback.
             raise WorkflowError(str(error)) from None
@@ -80,18 +83,18 @@ class Jobs:
         """The input function of the cell rule: the choice files that a cell takes its settings
         from. A config without trials has none: calling a function for each of 10,000 cells would
         cost seconds."""
-        output = self.config["output"]
+        output = self.config.output
         return self._trials and (lambda words: [f"{output}/{file}" for file in self[words].choices])
 
     def trials(self, wildcards: Any) -> list[str]:
         """The records of the trials that a choice is made from."""
         trials = self._trials[CHOICE.format(**dict(wildcards.items()))]
-        return [f"{self.config['output']}/tuning/{_name(trial)}.json" for trial in trials]
+        return [f"{self.config.output}/tuning/{_name(trial)}.json" for trial in trials]
 
     def save_config(self, file: str) -> None:
         """Keep the resolved config beside what it produced, so that the tables know what was asked
         for."""
-        write_json(Path(file), self.config)
+        write_json(Path(file), self.config.resolved())
 
 
 def _name(cell: Cell) -> str:
@@ -111,24 +114,24 @@ def _job(words: list[str], cells: list[Cell], known: Peaks, trials: Collection[s
     )
 
 
-def _timing(config: Mapping[str, Any], known: Peaks, trials: Collection[str]) -> dict[str, Job]:
+def _timing(config: ConfigFile, known: Peaks, trials: Collection[str]) -> dict[str, Job]:
     """A config's comparisons of step times, by model/task."""
     jobs = {}
-    for block in config["timing"]:
-        methods = [*dict.fromkeys(["full", *block["methods"]])]
-        words = ["--methods", *methods, "--rounds", str(block.get("rounds", 3))]
-        words += ["--device", config["device"]]
-        for key, value in {**config.get("set", {}), **block.get("set", {})}.items():
+    for block in config.timing:
+        methods = [*dict.fromkeys(["full", *block.methods])]
+        words = ["--methods", *methods, "--rounds", str(block.rounds)]
+        words += ["--device", config.device]
+        for key, value in {**config.set, **block.set}.items():
             words += ["--set", f"{key}={json.dumps(value)}"]
-        for model, task in product(block["models"], block["tasks"]):
+        for model, task in product(block.models, block.tasks):
             cells = [
                 resolve_cell(
                     model,
                     task,
                     method,
-                    device=config["device"],
+                    device=config.device,
                     overrides=settings_for(config, block, method, task),
-                    on=config["hardware"],
+                    on=config.hardware,
                 )
                 for method in methods
             ]
