@@ -4,7 +4,9 @@ The lists of exceptions hold what is so today. Each must be exactly what is foun
 is no longer needed goes, and none joins unnoticed.
 """
 
+import ast
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -254,6 +256,24 @@ def test_a_broken_rule_is_found(tmp_path, file, code, found):
     if file == "data.py":  # in place of the package
         (source / "data" / "__init__.py").unlink()
     assert house.arrows(source) == ([] if found is None else [found])
+
+
+# ------------------------------------------------------------------ one place each
+
+
+def test_one_function_keeps_predictions():
+    """Nothing else that predicts writes JSON, so there is one cache."""
+    files = [*(SOURCE / "prediction").glob("*.py"), *(SOURCE / "results" / "claims").glob("*.py")]
+    functions = {
+        f"{file.stem}.{node.name}": ast.unparse(node)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    writing = [
+        name for name, code in functions.items() if re.search(r"write_json|json\.dump\(", code)
+    ]
+    assert writing == ["ask.answer"]
 
 
 # ------------------------------------------------------------------ names

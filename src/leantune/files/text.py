@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from leantune.errors import BadInput
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 
 def bytes_text(count: int | float | None) -> str:
@@ -30,6 +34,21 @@ def count_text(count: int | None) -> str:
         if count >= 1e3
         else str(count)
     )
+
+
+def each_told(
+    items: Sequence[Item], do: Callable[[Item], Done], name: Callable[[Done], str]
+) -> list[Done]:
+    """What `do` makes of each item. After each a line on stderr: how many are done, the `name` of
+    what was made, and how long the others will take."""
+    started = time.monotonic()
+    made: list[Done] = []
+    for item in items:
+        made.append(do(item))
+        left = (time.monotonic() - started) / len(made) * (len(items) - len(made))
+        line = f"{len(made)} of {len(items)}: {name(made[-1])}, {left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
+    return made
 
 
 def text_table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -9,19 +9,15 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from leantune import MEASUREMENT_VERSION
 from leantune.errors import BadInput, Unsupported
 from leantune.files.record import write_json
-from leantune.files.text import bytes_text
+from leantune.files.text import bytes_text, each_told
 from leantune.spec import plugins
 from leantune.spec.cells import TRAINING_DEFAULTS
 from leantune.spec.hashes import model_hash, stack_hash
@@ -34,13 +30,14 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 CACHE = Path("predictions")  # below a run's folder, and below the published results
-HEADS = {  # the word of --head: the kind of task
-    "classification": "classification",
-    "mlm": "masked_lm",
-    "causal-lm": "causal_lm",
-    "span": "span",
+HEADS = {  # the word of --head: kinds of task, the first that the model does is meant
+    "classification": ("classification",),
+    "mlm": ("masked_lm",),
+    "causal-lm": ("causal_lm",),
+    "span": ("span",),
+    "pretraining": ("causal_lm", "masked_lm"),
+    None: ("causal_lm", "classification", "masked_lm"),
 }
-DEFAULT_KINDS = ("causal_lm", "classification", "masked_lm")  # with neither a task nor a head
 # the training settings that bytes and FLOPs depend on, beside the dtype
 SHAPE = ("batch", "length", "accumulate", "checkpointing", "clip")
 
@@ -76,13 +73,10 @@ class Ask:
     @property
     def kind(self) -> str:
         """The kind of task. Whether the model does it is for the prediction to say."""
-        kinds = self.plugin.spec.kinds
         if self.of_task:
             return self.of_task.spec.kind
-        if self.head == "pretraining":
-            return "causal_lm" if "causal_lm" in kinds else "masked_lm"
-        default = next((kind for kind in DEFAULT_KINDS if kind in kinds), kinds[0])
-        return HEADS[self.head] if self.head else default
+        likely = HEADS[self.head]
+        return next((kind for kind in likely if kind in self.plugin.spec.kinds), likely[-1])
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -167,19 +161,10 @@ def _kept(file: Path) -> Row | None:
 
 
 def answers(asks: Sequence[Ask], cache: Path | None = None) -> list[Row]:
-    """`answer` for each, and on stderr how far they are: on a terminal a bar with the time left,
-    elsewhere a line each."""
-    rows: list[Row] = []
-    started = time.monotonic()
-    with tqdm(total=len(asks), unit="prediction", disable=None, dynamic_ncols=True) as bar:
-        for done, ask in enumerate(asks, 1):
-            rows.append(row := answer(ask, cache))
-            name = f"{row['model']} {row['method']}"
-            bar.set_postfix_str(name, refresh=False)
-            bar.update()
-            if bar.disable:
-                left = (time.monotonic() - started) / done * (len(asks) - done)
-                what = bytes_text(row["peak_bytes"]) if row["status"] == "ok" else row["status"]
-                line = f"{done} of {len(asks)}: {name}: {what}, {left:.0f} s left"
-                print(line, file=sys.stderr, flush=True)
-    return rows
+    """`answer` for each, and on stderr a line each."""
+
+    def name(row: Row) -> str:
+        peak = bytes_text(row["peak_bytes"]) if row["status"] == "ok" else row["status"]
+        return f"{row['model']} {row['method']}: {peak}"
+
+    return each_told(asks, lambda ask: answer(ask, cache), name)

@@ -1,7 +1,5 @@
 """What fits on which card: the bytes that CUDA really offers, not the number in the name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 
@@ -25,21 +23,17 @@ USABLE_GIB = {
 # halved where the datasheet gives bf16 with sparsity only.
 PEAK_TFLOPS = {
     "L4": {"bf16": 121.0, "fp32": 30.3},  # L4 datasheet: 242 with sparsity
-    "RTX 4090": {
-        "bf16": 165.2,
-        "fp32": 82.6,
-    },  # Ada architecture whitepaper, appendix A: fp32 accumulate
+    # Ada architecture whitepaper, appendix A: fp32 accumulate
+    "RTX 4090": {"bf16": 165.2, "fp32": 82.6},
     "A100-40GB": {"bf16": 312.0, "fp32": 19.5},  # A100 datasheet
     "L40S": {"bf16": 362.0, "fp32": 91.6},  # L40S datasheet
     "A100-80GB": {"bf16": 312.0, "fp32": 19.5},
 }
-EFFICIENCY = (
-    0.35  # an assumed share of the peak: published runs of large models reached 0.21 to 0.46 (arXiv
-)
-# 2204.02311, table 3); small models at small batches reach less
-CONTEXT_BYTES = (
-    GIB  # allowed for the CUDA context and library workspaces, which torch does not count
-)
+# An assumed share of the peak: published runs of large models reached 0.21 to 0.46 (arXiv
+# 2204.02311, table 3); small models at small batches reach less.
+EFFICIENCY = 0.35
+# Allowed for the CUDA context and library workspaces, which torch does not count.
+CONTEXT_BYTES = GIB
 
 
 def usable_bytes(card: str) -> int:
@@ -65,13 +59,13 @@ def parse_bytes(text: str) -> int:
     """
     if text in USABLE_GIB:
         return usable_bytes(text) - CONTEXT_BYTES
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text)
-    units: dict[str | None, int] = {None: 1}
-    for n, letter in enumerate("KMGT", 1):
-        units |= {letter: 10 ** (3 * n), letter + "i": 2 ** (10 * n)}
-    size = int(float(match.group(1)) * units[match.group(2)]) if match else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i)?)?B?", text)
+    number, letter, binary = match.groups() if match else (0, None, None)
+    power = " KMGT".index(letter or " ")
+    size = int(float(number) * (1024 if binary else 1000) ** power)
     if size <= 0:
         raise BadInput(
-            f"'{text}' is no amount of memory; write 8GiB, 512MiB or a card: {', '.join(USABLE_GIB)}"
+            f"'{text}' is no amount of memory; write 8GiB, 512MiB or a card: "
+            + ", ".join(USABLE_GIB)
         )
     return size

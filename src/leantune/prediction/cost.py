@@ -7,8 +7,6 @@ are FLOPs / (the card's dense peak x efficiency), one run at a time on a card. L
 attaching, export, a method's hooks, and decoding token by token.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -285,11 +283,10 @@ def _left_out(found: Estimate) -> list[str]:
     """For each status but ok, the runs that have it, by reason."""
     parts = []
     for status, title in LEFT_OUT.items():
-        names: dict[str, list[str]] = {}
-        for row in found.rows:
-            if row["status"] == status:
-                name = "{model} {task} {method} ({runs} x {what})".format(**row)
-                names.setdefault(row["reason"], []).append(name)
+        left = [row for row in found.rows if row["status"] == status]
+        names: dict[str, list[str]] = {row["reason"]: [] for row in left}
+        for row in left:
+            names[row["reason"]].append("{model} {task} {method} ({runs} x {what})".format(**row))
         if names:
             lines = [f"  {', '.join(who)}: {why}" for why, who in names.items()]
             parts.append("\n".join([title.format(limit=bytes_text(found.limit_bytes)), *lines]))

@@ -4,8 +4,6 @@ A combination that is illegal or unsupported is a row with its reason; a word th
 BadInput at once, before anything is predicted.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ leaves as many bytes as it found, since all that follow would repeat it: the sec
 methods, and the third at the latest.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import inspect
@@ -37,25 +35,21 @@ class Steady(Exception):
 class MeterWatch(Watch):
     """Tells a meter where in the training step it is."""
 
+    optimizer: torch.optim.Optimizer
+    steps = 0
+    _left = -1  # bytes live at the end of the step before
+
     def __init__(self, meter: TensorMeter) -> None:
         self.meter = meter
-        self.optimizer_state_bytes = 0  # without 0-dim tensors (step counters)
-        self.steps = 0
-        self._left = -1  # bytes live at the end of the step before
-        self._optimizer: torch.optim.Optimizer | None = None
 
     def prepared(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self.meter.watch(model, optimizer)
 
     def mark(self, phase: str) -> None:
         self.meter.mark(phase)
 
     def step(self, step: int, seconds: float, loss: float) -> None:
-        if self._optimizer is not None:
-            self.optimizer_state_bytes = sum(
-                t.nbytes for t in optimizer_tensors(self._optimizer) if t.dim()
-            )
         self.steps = step
         if self.meter.live_bytes == self._left:
             raise Steady
@@ -78,18 +72,16 @@ class Probe:
     schedule: Schedule
     ctx: Context
     shape: tuple[int, int]  # sequences and tokens of the longest batch
-    checkpointing: bool = (
-        False  # what a prediction must switch on; a cell's model has it on already
-    )
+    # what a prediction must switch on; a cell's model has it on already
+    checkpointing: bool = False
     token_types: bool = False  # whether batches say which of two texts a token is of
-    known: dict[Hashable, dict[str, Any]] = field(
-        default_factory=dict, repr=False
-    )  # entries by `structure`
+    # entries by `structure`
+    known: dict[Hashable, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def __call__(self, model: nn.Module) -> dict[str, Any]:
-        """Three optimizer steps; one forward pass of a stack that does not train. A model of a structure that was measured before is not measured
-        again: memory follows from the structure alone, so a cell whose prediction was right pays
-        for one probe only."""
+        """Three optimizer steps; one forward pass of a stack that does not train. A model of a
+        structure that was measured before is not measured again: memory follows from the structure
+        alone, so a cell whose prediction was right pays for one probe only."""
         key = structure(model)
         if key not in self.known:
             self.known[key] = self._measured(model)
@@ -116,9 +108,8 @@ class Probe:
         with torch.random.fork_rng(devices=[]):
             real, stack = copy.deepcopy((model, self.stack))
             for parameter, copied in zip(model.parameters(), real.parameters(), strict=True):
-                copied.__dict__.update(
-                    vars(parameter)
-                )  # such as the mark of the head, which a copy loses
+                # such as the mark of the head, which a copy loses
+                copied.__dict__.update(vars(parameter))
             return self._steps(real.to("cpu"), stack, "cpu")
 
     def _steps(self, model: nn.Module, stack: Stack, path: str) -> dict[str, Any]:
@@ -133,7 +124,9 @@ class Probe:
             meter.track(batch.values(), "inputs")
             meter.watch(model)
             train(model, stack, itertools.repeat(batch), schedule, ctx, watch)
-        return self._entry(meter, meter.flops // watch.steps, watch.optimizer_state_bytes, path)
+        # 0-dim tensors are step counters, which some optimizers keep on the host
+        states = sum(t.nbytes for t in optimizer_tensors(watch.optimizer) if t.dim())
+        return self._entry(meter, meter.flops // watch.steps, states, path)
 
     def forward_only(self, model: nn.Module) -> dict[str, Any]:
         """One forward pass, for a model that is only evaluated."""
@@ -149,9 +142,7 @@ class Probe:
         try:
             with torch.random.fork_rng(devices=[]), fake_mode(), path:
                 yield
-        except (
-            RuntimeError
-        ) as error:  # of fake tensors, .numpy() and missing kernels: all are of this class
+        except RuntimeError as error:  # of fake tensors, .numpy() and missing kernels alike
             name = stack_name(self.stack.parts)
             what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise Unsupported(f"'{name}' does not run on tensors without values: {what}") from error
@@ -172,7 +163,7 @@ class Probe:
 def structure(model: nn.Module) -> Hashable:
     """What a training step's allocations depend on: the modules' types, and of every tensor its
     shape, strides, dtype, ties and whether it is trained."""
-    numbers: dict[int, int] = {}
+    numbers: dict[int, int] = {}  # a tied tensor is met again, under its first number
 
     def tensor(t: torch.Tensor | None) -> Hashable:
         if t is None:
@@ -180,15 +171,11 @@ def structure(model: nn.Module) -> Hashable:
         number = numbers.setdefault(id(t), len(numbers))
         return number, tuple(t.shape), t.stride(), t.dtype, t.requires_grad
 
-    def classes(
-        module: nn.Module,
-    ) -> Hashable:  # by name: a method may make the same class anew for each model
-        return tuple(f"{c.__module__}.{c.__qualname__}" for c in type(module).__mro__)
-
     return tuple(
         (
             name,
-            classes(module),
+            # by name: a method may make the same class anew for each model
+            tuple(f"{c.__module__}.{c.__qualname__}" for c in type(module).__mro__),
             *((n, tensor(t)) for n, t in [*module._parameters.items(), *module._buffers.items()]),
         )
         for name, module in model.named_modules()
@@ -220,22 +207,16 @@ def longest_batch(
     ids = torch.ones(batch, length, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[0, (length + 1) // 2 :] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    targets = {
-        "classification": lambda: torch.zeros(batch, dtype=torch.long),
-        "regression": lambda: torch.zeros(batch, dtype=torch.float32),
-    }.get(kind, lambda: torch.zeros_like(ids))
-    if kind == "span":
-        inputs |= {
-            name: torch.zeros(batch, dtype=torch.long)
-            for name in ("start_positions", "end_positions")
-        }
-    else:
-        inputs["labels"] = targets()
+    of_examples = {  # one target an example; else there is one a token
+        "classification": {"labels": torch.long},
+        "regression": {"labels": torch.float32},
+        "span": {"start_positions": torch.long, "end_positions": torch.long},
+    }.get(kind, {})
+    targets = {name: torch.zeros(batch, dtype=dtype) for name, dtype in of_examples.items()}
+    targets = targets or {"labels": torch.zeros_like(ids)}
+    inputs = {"input_ids": ids, "attention_mask": mask, **targets}
     if token_types:
         inputs["token_type_ids"] = torch.zeros_like(ids)
-    if (
-        "next_sentence_label" in inspect.signature(model.forward).parameters
-    ):  # BERT's pre-training heads
-        inputs["next_sentence_label"] = torch.zeros(batch, dtype=torch.long)
+    if "next_sentence_label" in inspect.signature(model.forward).parameters:
+        inputs["next_sentence_label"] = torch.zeros(batch, dtype=torch.long)  # pre-training BERT
     return inputs

@@ -5,8 +5,6 @@ probed.
 budget.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import time
@@ -255,35 +253,35 @@ def largest(
 
 def describe(row: Row) -> str:
     """A prediction for people: the peak, what it is made of, and when."""
-    mib = 2**20
-    cards_ = [card for card, fits in row["fits"].items() if fits] or ["none of the known cards"]
+    sizes = {
+        name: f"{size / 2**20:10.1f} MiB"
+        for name, size in {**row["by_kind"], **row}.items()
+        if name in row["by_kind"] or name.endswith("_bytes")
+    }
+    fitting = [card for card, fits in row["fits"].items() if fits] or ["none of the known cards"]
     counts = row["parameters"]
+    fallback = f"  measured on real tensors, CPU path: {row['fallback']}"
     lines = [
         f"{row['method']} on {row['model']}, batch {row['batch']} x {row['seq']}, {row['dtype']}",
-        f"  peak            {row['peak_bytes'] / mib:10.1f} MiB, in the {row['peak_phase']} phase",
+        f"  peak            {sizes['peak_bytes']}, in the {row['peak_phase']} phase",
+        *([fallback] if row["fallback"] else []),
+        *(f"    {kind:<13} {sizes[kind]}" for kind, size in row["by_kind"].items() if size),
+        f"  reserved        {sizes['reserved_bytes']} by the CUDA allocator (simulated)",
+        f"  fits on         {', '.join(fitting)}, with {cards.CONTEXT_BYTES / 2**30:g} GiB left "
+        "for the CUDA context",
+        f"  optimizer state {sizes['optimizer_state_bytes']}",
+        f"  trainable       {counts['trainable']:>10,} of {counts['total']:,} parameters, "
+        f"and {counts['head']:,} in the head",
     ]
-    if row["fallback"]:
-        lines.append(f"  measured on real tensors, CPU path: {row['fallback']}")
-    lines += [f"    {kind:<13} {n / mib:10.1f} MiB" for kind, n in row["by_kind"].items() if n]
-    return "\n".join(
-        [
-            *lines,
-            f"  reserved        {row['reserved_bytes'] / mib:10.1f} MiB by the CUDA allocator "
-            "(simulated)",
-            f"  fits on         {', '.join(cards_)}, with {cards.CONTEXT_BYTES / 2**30:g} GiB left "
-            "for the CUDA context",
-            f"  optimizer state {row['optimizer_state_bytes'] / mib:10.1f} MiB",
-            f"  trainable       {counts['trainable']:>10,} of {counts['total']:,} parameters, "
-            f"and {counts['head']:,} in the head",
-        ]
-    )
+    return "\n".join(lines)
 
 
 def describe_shapes(found: Mapping[str, Any]) -> str:
     """What fits into a budget, for people."""
-    lines = [f"within {found['budget_bytes'] / 2**30:.2f} GiB of reserved memory:"]
-    if "largest_batch" in found:
-        lines.append(f"  largest batch     {found['largest_batch']}")
-    if "longest_seq" in found:
-        lines.append(f"  longest sequence  {found['longest_seq']} tokens")
-    return "\n".join(lines)
+    searched = {
+        "largest_batch": "  largest batch     {}",
+        "longest_seq": "  longest sequence  {} tokens",
+    }
+    lines = [text.format(found[key]) for key, text in searched.items() if key in found]
+    budget = f"{found['budget_bytes'] / 2**30:.2f} GiB"
+    return "\n".join([f"within {budget} of reserved memory:", *lines])

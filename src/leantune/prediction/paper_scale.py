@@ -1,8 +1,6 @@
 """The footprint table: what named stacks take on named models, at the batches and lengths that a
 config declares. Torch-free, since the DAG is built with it."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json
@@ -39,7 +37,7 @@ COLUMNS = [
 def expand(config: ConfigFile) -> list[Ask]:
     """The rows that a validated config asks for, in its order, each once. Raises BadInput naming a
     wrong word."""
-    heads = {kind: head for head, kind in HEADS.items()}
+    heads = {kinds[0]: head for head, kinds in HEADS.items() if len(kinds) == 1}
     budgets = tuple(size * cards.GIB - cards.CONTEXT_BYTES for size in BUDGETS_GIB)
     found: dict[str, Ask] = {}
     for block in config.footprint:

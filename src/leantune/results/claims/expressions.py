@@ -5,6 +5,9 @@ Numbers, + - * /, brackets, named units, and calls of given functions with liter
 Nothing else passes: no attributes, subscripts, powers, comparisons, comprehensions or names of
 Python. A reducer such as `min_over_tasks(gain(task, "a", "b"))` evaluates its first argument once
 for each task.
+
+Python itself computes what has passed: numbers become `Value`s, and a reducer's first argument a
+function of the task.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from leantune.errors import BadInput
 
@@ -40,10 +45,43 @@ class Value:
     @property
     def bounds(self) -> tuple[float, float]:
         """(low, high), both the number itself where it is exact."""
-        return (
-            (self.mean, self.mean)
-            if self.low is None or self.high is None
-            else (self.low, self.high)
+        if self.low is None or self.high is None:
+            return self.mean, self.mean
+        return self.low, self.high
+
+    def __add__(self, other: Value) -> Value:
+        return self._with(other, operator.add)
+
+    def __sub__(self, other: Value) -> Value:
+        return self._with(other, operator.sub)
+
+    def __mul__(self, other: Value) -> Value:
+        return self._with(other, operator.mul)
+
+    def __truediv__(self, other: Value) -> Value:
+        if not other.exact or other.mean == 0:
+            raise BadInput(
+                "a measure divides by zero or by a value with an interval; "
+                "divide by an exact number"
+            )
+        return self._with(other, operator.truediv)
+
+    def __neg__(self) -> Value:
+        return Value(-1) * self
+
+    def _with(self, other: Value, of: Callable[[float, float], float]) -> Value:
+        if not self.exact and not other.exact:
+            raise BadInput(
+                "a measure joins two values with intervals; ask for their difference with gain(...)"
+            )
+        ends = [of(x, y) for x in self.bounds for y in other.bounds]
+        exact = self.exact and other.exact
+        return Value(
+            of(self.mean, other.mean),
+            None if exact else min(ends),
+            None if exact else max(ends),
+            tuple(dict.fromkeys([*self.notes, *other.notes])),
+            tuple(dict.fromkeys([*self.commands, *other.commands])),
         )
 
 
@@ -57,14 +95,16 @@ class Language:
 
     def check(self, text: str) -> None:
         """Raises BadInput saying what is not allowed in an expression, and what is."""
-        self._check(parsed(text), in_reducer=False)
+        self._checked(parsed(text), in_reducer=False)
 
     def evaluate(self, text: str) -> Value:
         """The value of an expression. Raises what `check` raises, and BadInput for a number out of
         range."""
-        self.check(text)
-        try:
-            value = self._value(parsed(text), None)
+        checked = ast.Expression(self._checked(parsed(text), in_reducer=False))
+        code = compile(ast.fix_missing_locations(checked), "measure", "eval")
+        names: dict[str, Any] = {"Value": Value, **self.functions, **self.reducers}
+        try:  # only what was checked is computed, and it can reach nothing but these names
+            value: Value = eval(code, {"__builtins__": {}, **names})
             finite = math.isfinite(value.mean)
         except OverflowError:
             finite = False
@@ -74,57 +114,44 @@ class Language:
             )
         return value
 
-    def _check(self, node: ast.expr, in_reducer: bool) -> None:
+    def _checked(self, node: ast.expr, in_reducer: bool) -> ast.expr:
+        """The node as Python is to compute it."""
         match node:
             case ast.Constant(value=number) if _is_number(number):
-                pass
+                return _call("Value", node)
             case ast.Name(id=name) if name in UNITS:
-                pass
+                return _call("Value", ast.Constant(UNITS[name]))
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                self._check(operand, in_reducer)
-            case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
-                self._check(left, in_reducer)
-                self._check(right, in_reducer)
+                return ast.UnaryOp(node.op, self._checked(operand, in_reducer))
+            case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div()):
+                left, right = (self._checked(side, in_reducer) for side in (node.left, node.right))
+                return ast.BinOp(left, node.op, right)
             case ast.Call(func=ast.Name(id=name)) if name in self.reducers and not in_reducer:
                 if not node.args or node.keywords:
                     raise BadInput(
-                        f"'{name}' takes an expression with 'task' in it, and names of tasks or none"
+                        f"'{name}' takes an expression with 'task' in it, "
+                        "and names of tasks or none"
                     )
-                self._check(node.args[0], in_reducer=True)
-                for argument in node.args[1:]:
-                    _check_literal(argument, in_reducer)
+                body, *tasks = node.args
+                _check_literals(tasks, in_reducer)
+                of_task = ast.arguments(
+                    [], [ast.arg("task")], kwonlyargs=[], kw_defaults=[], defaults=[]
+                )
+                each = ast.Lambda(of_task, self._checked(body, in_reducer=True))
+                return _call(name, each, ast.List(tasks, ast.Load()))
             case ast.Call(func=ast.Name(id=name)) if name in self.functions:
-                for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
-                    _check_literal(argument, in_reducer)
-                names = {str(keyword.arg): None for keyword in node.keywords}
+                _check_literals([*node.args, *(word.value for word in node.keywords)], in_reducer)
+                names = {str(word.arg): None for word in node.keywords}
                 try:
                     inspect.signature(self.functions[name]).bind(*node.args, **names)
                 except TypeError as error:
                     raise BadInput(f"'{ast.unparse(node)[:120]}': {error}") from error
-            case _:
-                raise BadInput(
-                    f"'{ast.unparse(node)[:80]}' is not allowed in a measure; allowed are numbers, + - * /, "
-                    f"{', '.join(UNITS)} and the functions {', '.join(sorted({*self.functions, *self.reducers}))}"
-                )
-
-    def _value(self, node: ast.expr, task: str | None) -> Value:
-        match node:
-            case ast.Constant(value=int() | float() as number):
-                return Value(number)
-            case ast.UnaryOp(operand=operand):
-                return _product(Value(-1), self._value(operand, task))
-            case ast.BinOp(left=left, op=operator, right=right):
-                return _OPERATORS[type(operator)](self._value(left, task), self._value(right, task))
-            case ast.Call(func=ast.Name(id=name), args=[body, *tasks]) if name in self.reducers:
-                named = [str(_literal(argument, None)) for argument in tasks]
-                return self.reducers[name](lambda each: self._value(body, each), named)
-            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords):
-                words = {str(keyword.arg): _literal(keyword.value, task) for keyword in keywords}
-                return self.functions[name](
-                    *(_literal(argument, task) for argument in arguments), **words
-                )
-        assert isinstance(node, ast.Name)
-        return Value(UNITS[node.id])
+                return node
+        known = ", ".join(sorted({*self.functions, *self.reducers}))
+        raise BadInput(
+            f"'{ast.unparse(node)[:80]}' is not allowed in a measure; allowed are numbers, "
+            f"+ - * /, {', '.join(UNITS)} and the functions {known}"
+        )
 
 
 def parsed(text: str) -> ast.expr:
@@ -143,57 +170,15 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
-def _check_literal(node: ast.expr, in_reducer: bool) -> None:
-    is_task = in_reducer and isinstance(node, ast.Name) and node.id == "task"
-    is_literal = isinstance(node, ast.Constant) and (
-        isinstance(node.value, str) or _is_number(node.value)
-    )
-    if not is_task and not is_literal:
-        raise BadInput(
-            f"the argument '{ast.unparse(node)[:80]}' is neither a number nor a text in quotes"
-        )
+def _check_literals(nodes: Sequence[ast.expr], in_reducer: bool) -> None:
+    for node in nodes:
+        is_task = in_reducer and isinstance(node, ast.Name) and node.id == "task"
+        value = node.value if isinstance(node, ast.Constant) else None
+        if not (is_task or isinstance(value, str) or _is_number(value)):
+            raise BadInput(
+                f"the argument '{ast.unparse(node)[:80]}' is neither a number nor a text in quotes"
+            )
 
 
-def _literal(node: ast.expr, task: str | None) -> object:
-    return node.value if isinstance(node, ast.Constant) else task
-
-
-# ------------------------------------------------------------------ arithmetic
-
-
-def _sum(a: Value, b: Value) -> Value:
-    return _combined(a, b, lambda x, y: x + y)
-
-
-def _product(a: Value, b: Value) -> Value:
-    return _combined(a, b, lambda x, y: x * y)
-
-
-def _quotient(a: Value, b: Value) -> Value:
-    if not b.exact or b.mean == 0:
-        raise BadInput(
-            "a measure divides by zero or by a value with an interval; divide by an exact number"
-        )
-    return _combined(a, b, lambda x, y: x / y)
-
-
-def _combined(a: Value, b: Value, of: Callable[[float, float], float]) -> Value:
-    if not a.exact and not b.exact:
-        raise BadInput(
-            "a measure joins two values with intervals; ask for their difference with gain(...)"
-        )
-    notes = tuple(dict.fromkeys([*a.notes, *b.notes]))
-    commands = tuple(dict.fromkeys([*a.commands, *b.commands]))
-    mean = of(a.mean, b.mean)
-    if a.exact and b.exact:
-        return Value(mean, notes=notes, commands=commands)
-    ends = [of(x, y) for x in a.bounds for y in b.bounds]
-    return Value(mean, min(ends), max(ends), notes, commands)
-
-
-_OPERATORS: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
-    ast.Add: _sum,
-    ast.Sub: lambda a, b: _sum(a, _product(Value(-1), b)),
-    ast.Mult: _product,
-    ast.Div: _quotient,
-}
+def _call(name: str, *arguments: ast.expr) -> ast.Call:
+    return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])

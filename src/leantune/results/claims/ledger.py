@@ -13,15 +13,13 @@ import json
 import math
 import re
 import shutil
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leantune.errors import BadInput
-from leantune.files.text import csv_text, read_csv, text_table, write_text
+from leantune.files.text import csv_text, each_told, read_csv, text_table, write_text
 from leantune.prediction.ask import CACHE, versions
 from leantune.results.claims.expressions import Language, Value
 from leantune.results.claims.measures import NotRun, Predictions, Records, language
@@ -258,12 +256,11 @@ def write(records: Path, output: Path, methods: Sequence[str] = ()) -> list[Row]
                 spoken.check(condition.measure)
             except BadInput as error:
                 raise BadInput(f"method '{claim.method}', claim '{claim.name}': {error}") from error
-    started, measured = time.monotonic(), []
-    for number, claim in enumerate(claims, 1):
-        measured.append(row := claim.row(spoken))
-        left = (time.monotonic() - started) / number * (len(claims) - number)
-        place = f"{number} of {len(claims)}: {claim.method} {claim.name}"
-        print(f"{place}: {row['verdict']}, {left:.0f} s left", file=sys.stderr, flush=True)
+    measured = each_told(
+        claims,
+        lambda claim: claim.row(spoken),
+        lambda row: f"{row['method']} {row['name']}: {row['verdict']}",
+    )
     kept = read_csv(output / FILE) if methods else []
     table = [*(row for row in kept if row["method"] not in methods), *measured]
     table.sort(key=lambda row: row["method"])  # stable: a method's claims stay in its own order

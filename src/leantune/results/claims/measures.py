@@ -5,11 +5,12 @@ Whatever is not there raises NotRun with the reason. Torch-free until something 
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
+import operator
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,8 @@ FIELDS = (
     *COUNTS,
     *BYTE_KINDS,
 )
-EXACT = (
-    "bytes",
-    "parameters",
-    "flops_per_step",
-    "share",
-)  # how columns end that another run repeats
+# how columns end that another run repeats
+EXACT = ("bytes", "parameters", "flops_per_step", "share")
 
 
 class NotRun(Exception):
@@ -43,16 +40,18 @@ class NotRun(Exception):
 
 def language(predictions: Predictions, records: Records) -> Language:
     """The functions that a measure may call, on these predictions and records."""
-    functions: dict[str, Callable[..., Value]] = {
+    called: dict[str, Callable[..., Value]] = {
         "predicted": predictions.predicted,
         "recorded": records.recorded,
         "gain": records.gain,
         "agreement": records.agreement,
         "ratio": records.ratio,
     }
-    return Language(
-        functions, {"min_over_tasks": records.least, "max_over_tasks": records.greatest}
-    )
+    reducers = {
+        "min_over_tasks": functools.partial(records.extreme, min, "least"),
+        "max_over_tasks": functools.partial(records.extreme, max, "greatest"),
+    }
+    return Language(called, reducers)
 
 
 # ------------------------------------------------------------------ predictions
@@ -90,16 +89,9 @@ class Predictions:
         row = self._rows[ask.hash]
         if row["status"] != "ok":
             raise NotRun(row["reason"])
-        flags = {
-            "--model": model,
-            "--method": stack,
-            "--batch": batch,
-            "--seq": seq,
-            "--dtype": dtype,
-            "--head": head,
-        }
-        command = ["leantune", "predict"]
-        command += [str(w) for pair in flags.items() if pair[1] is not None for w in pair]
+        command = ["leantune", "predict", "--model", model, "--method", stack]
+        command += ["--batch", str(batch), "--seq", str(seq), "--dtype", dtype]
+        command += ["--head", head] if head else []
         command += [word for setting in words for word in ("--set", setting)]
         numbers = {**row, **row["parameters"], **row["by_kind"]}
         return Value(numbers[field], commands=(shlex.join(command),))
@@ -141,54 +133,47 @@ class Records:
             raise NotRun(f"a record of '{a}' or '{b}' on '{task}' has no quality")
         sign = 1 if quality[0]["higher_is_better"] else -1
         if len(one) > 1:
-            values = [[r["quality"]["value"] for r in found] for found in (one, two)]
-            found = stats.paired_t(values[0], values[1], self.level)
-            notes = (*notes, f"interval from {len(one)} seeds")
+            scores = [[record["quality"]["value"] for record in found] for found in (one, two)]
+            found, sample = stats.paired_t(scores[0], scores[1], self.level), f"{len(one)} seeds"
         else:
-            known = ranking.example_difference(quality[0], quality[1], self.level)
-            if known is None:
+            paired = ranking.example_difference(quality[0], quality[1], self.level)
+            if paired is None:
                 raise NotRun(
-                    f"one seed of '{a}' and '{b}' on '{task}', and their test predictions cannot be paired"
+                    f"one seed of '{a}' and '{b}' on '{task}', and their test predictions cannot "
+                    "be paired"
                 )
-            found = known
-            notes = (
-                *notes,
-                f"interval from {len(quality[0]['predictions']):,} test examples of one seed",
-            )
+            count = len(quality[0]["predictions"])
+            found, sample = paired, f"{count:,} test examples of one seed"
         low, high = sorted((sign * found.low, sign * found.high))
-        return Value(sign * found.mean, low, high, notes, commands)
+        return Value(sign * found.mean, low, high, (*notes, f"interval from {sample}"), commands)
 
     def agreement(self, task: str, a: str, b: str, model: str | None = None) -> Value:
         """The share of test predictions that are equal, over all shared seeds."""
         (one, two), notes, commands = self._shared(task, [a, b], model)
-        equal = total = 0
-        for x, y in zip(one, two, strict=True):
-            left, right = (value(r, "quality.predictions") or [] for r in (x, y))
+        pairs: list[tuple[Any, Any]] = []
+        for records in zip(one, two, strict=True):
+            left, right = (value(record, "quality.predictions") or [] for record in records)
             if not left or len(left) != len(right):
                 raise NotRun(
                     f"the test predictions of '{a}' and '{b}' on '{task}' cannot be paired"
                 )
-            equal += sum(p == q for p, q in zip(left, right, strict=True))
-            total += len(left)
+            pairs += zip(left, right, strict=True)
+        equal = sum(left == right for left, right in pairs)
         return Value(
-            equal / total, notes=(*notes, f"{total:,} test predictions"), commands=commands
+            equal / len(pairs),
+            notes=(*notes, f"{len(pairs):,} test predictions"),
+            commands=commands,
         )
 
-    def least(self, evaluate: Callable[[str], Value], tasks: Sequence[str]) -> Value:
-        """The smallest value over the tasks that have it; its intervals hold together (Bonferroni)."""
-        return self._extreme(min, "least", evaluate, tasks)
-
-    def greatest(self, evaluate: Callable[[str], Value], tasks: Sequence[str]) -> Value:
-        """The largest value over the tasks that have it; its intervals hold together (Bonferroni)."""
-        return self._extreme(max, "greatest", evaluate, tasks)
-
-    def _extreme(
+    def extreme(
         self,
         pick: Callable[..., Any],
         word: str,
         evaluate: Callable[[str], Value],
         tasks: Sequence[str],
     ) -> Value:
+        """The smallest or largest value over the tasks that have it (`pick` is min or max); its
+        intervals hold together (Bonferroni)."""
         asked = list(tasks) or sorted(self._groups)
         missing = {}
         for task in asked:
@@ -199,54 +184,40 @@ class Records:
         there = [task for task in asked if task not in missing]
         if not there:
             raise NotRun("; ".join(dict.fromkeys(missing.values())) or "there are no records")
-        with self._at_level(1 - (1 - stats.LEVEL) / len(there)):
-            found = {task: evaluate(task) for task in there}
+        self.level = 1 - (1 - stats.LEVEL) / len(there)
+        found = {task: evaluate(task) for task in there}
+        self.level = stats.LEVEL  # reducers do not nest
         name = pick(there, key=lambda task: found[task].mean)
-        chosen = found[name]
-        notes = (*chosen.notes, f"{name} is the {word} of {len(there)} tasks ({', '.join(there)})")
-        if missing:
-            notes = (*notes, f"not measured on {', '.join(missing)}")
+        notes = [
+            *found[name].notes,
+            f"{name} is the {word} of {len(there)} tasks ({', '.join(there)})",
+        ]
+        notes += [f"not measured on {', '.join(missing)}"] if missing else []
         commands = tuple(dict.fromkeys(c for task in there for c in found[task].commands))
+        low, high = map(pick, zip(*(value.bounds for value in found.values()), strict=True))
         if all(value.exact for value in found.values()):
-            return Value(chosen.mean, notes=notes, commands=commands)
-        ends = [value.bounds for value in found.values()]
-        return Value(
-            chosen.mean,
-            pick(low for low, _ in ends),
-            pick(high for _, high in ends),
-            notes,
-            commands,
-        )
-
-    @contextlib.contextmanager
-    def _at_level(self, level: float) -> Iterator[None]:
-        before, self.level = self.level, level
-        try:
-            yield
-        finally:
-            self.level = before
+            low = high = None
+        return Value(found[name].mean, low, high, tuple(notes), commands)
 
     def _shared(
         self, task: str, methods: Sequence[str], model: str | None
     ) -> tuple[list[list[Record]], tuple[str, ...], tuple[str, ...]]:
         """The methods' records over their shared seeds, in the group that has most of these (then
         by name), a note that names it, and the commands of the lowest seed."""
-        best: tuple[Group, list[dict[int, Record]], list[int]] | None = None
+        candidates = []
         for group in sorted(self._groups.get(task, ()), key=lambda group: (group.model, group.key)):
-            if model is not None and model != group.model:
-                continue
             found = [
                 {record["cell"]["seed"]: record for record in group.ok.get(method, ())}
                 for method in methods
             ]
             seeds = sorted(set.intersection(*map(set, found)))
-            if seeds and (best is None or len(seeds) > len(best[2])):
-                best = (group, found, seeds)
-        if best is None:
+            if seeds and model in (None, group.model):
+                candidates.append((group, found, seeds))
+        if not candidates:
             names = " and ".join(f"'{method}'" for method in methods)
             on = f"'{task}'" + (f" with '{model}'" if model else "")
             raise NotRun(f"no valid record of {names} on {on} with the same key and seed")
-        group, found, seeds = best
+        group, found, seeds = max(candidates, key=lambda one: len(one[2]))
         chosen = [[records[seed] for seed in seeds] for records in found]
         commands = tuple(records[0]["provenance"]["command"] for records in chosen)
         return chosen, (f"{task} with {group.model}, {group.key}",), commands
@@ -260,18 +231,14 @@ class Records:
     ) -> Value:
         """The values of seeds, or of rounds, as one: exact where every run repeats it, else with
         Student's interval; unbounded for one."""
-        interval = stats.t_interval(values, self.level)
         if len(set(values)) == 1 and column.endswith(EXACT):
             return Value(values[0], notes=notes, commands=commands)
-        if interval.low is None or interval.high is None:
-            return Value(
-                interval.mean, -math.inf, math.inf, (*notes, "one seed gives no interval"), commands
-            )
-        notes = (
-            *notes,
-            f"interval from {len(values)} {'rounds' if column == 'time_vs_full' else 'seeds'}",
-        )
-        return Value(interval.mean, interval.low, interval.high, notes, commands)
+        found = stats.t_interval(values, self.level)
+        low, high, note = -math.inf, math.inf, "one seed gives no interval"
+        if found.low is not None and found.high is not None:
+            unit = "rounds" if column == "time_vs_full" else "seeds"
+            low, high, note = found.low, found.high, f"interval from {len(values)} {unit}"
+        return Value(found.mean, low, high, (*notes, note), commands)
 
 
 def _numbers(records: Sequence[Record], column: str) -> list[float]:
@@ -307,13 +274,12 @@ def _mean_flops(record: Record) -> float | None:
     intervals, steps = value(record, "memory.tensors.intervals"), record["key"]["steps"]
     if not intervals:
         return value(record, "memory.tensors.flops_per_step")
-    starts = [interval["step"] for interval in intervals]
-    lengths = [end - start for start, end in zip(starts, [*starts[1:], steps], strict=True)]
     if not steps or any("flops_per_step" not in interval for interval in intervals):
         return None
-    return float(
-        sum(n * i["flops_per_step"] for n, i in zip(lengths, intervals, strict=True)) / steps
-    )
+    ends = [*(interval["step"] for interval in intervals[1:]), steps]
+    lengths = [end - one["step"] for one, end in zip(intervals, ends, strict=True)]
+    flops = [interval["flops_per_step"] for interval in intervals]
+    return sum(map(operator.mul, lengths, flops)) / steps
 
 
 # Columns that no table has: name to its value in a record, or None.
