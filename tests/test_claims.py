@@ -52,7 +52,7 @@ CLAIM: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def everything_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample records carry no real hashes."""
-    monkeypatch.setattr("leantune.results.claims.ledger.is_stale", lambda _: False)
+    monkeypatch.setattr("leantune.results.load.is_stale", lambda _: False)
 
 
 def plugin(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ def test_a_missing_or_failed_record_is_not_run(
 def test_a_stale_record_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, *BETTER)
     monkeypatch.setattr(
-        "leantune.results.claims.ledger.is_stale", lambda record: record["cell"]["method"] == "lean"
+        "leantune.results.load.is_stale", lambda record: record["cell"]["method"] == "lean"
     )
     assert row(tmp_path, monkeypatch)["verdict"] == "not_run"
 

@@ -98,9 +98,11 @@ class Ask:
 
     @property
     def two_texts(self) -> bool:
-        """Whether an example has two texts, which some models must tell apart."""
+        """Whether an example has two texts, and the model's file does not say that it cannot tell
+        them apart."""
         dataset = self.of_task and self.of_task.spec.dataset
-        return self.kind == "span" or bool(dataset and dataset.pair)
+        pairs = self.kind == "span" or bool(dataset and dataset.pair)
+        return pairs and self.plugin.raw["architecture"].get("type_vocab_size") != 1
 
     @functools.cached_property
     def hash(self) -> str:
