@@ -226,3 +226,68 @@ def test_every_public_name_of_the_reference_has_a_docstring():
             methods = [m for m in inner if m.is_function and not m.name.startswith("_")]
             silent += [one.path for one in (member, *methods) if not one.docstring]
     assert silent == []
+
+
+# ------------------------------------------------------------------ names of files and functions
+
+TEXTS = [
+    *(page for page in PAGES if OUTSIDE not in page.parents),
+    *(ROOT / name for name in ("CHANGELOG.md", "mkdocs.yml", "Makefile")),
+    *sorted((ROOT / "methods").glob("*/README.md")),
+    *sorted((ROOT / "src").rglob("*.py")),
+]
+# Files that an author or another library has.
+ELSEWHERE = {"method.py", "task.py", "ops/selective_scan_interface.py"}
+EXAMPLES = r"(methods|tasks)/(norm_tuning|reviews)/\w+\.py"
+
+
+def files_named(text: str) -> set[str]:
+    found = set(re.findall(r"(?<![\w./{}*<>-])[a-z][\w/]*\.py\b(?!\w)", text))
+    return {name for name in found if name not in ELSEWHERE and not re.fullmatch(EXAMPLES, name)}
+
+
+def test_every_python_file_that_is_named_is_there():
+    """In pages, docstrings and comments; a name is seen from the root, the package or beside."""
+    missing = [
+        f"{named(text)} names {name}"
+        for text in TEXTS
+        for name in sorted(files_named(text.read_text(encoding="utf-8")))
+        if not any(
+            (folder / name).is_file()
+            for folder in (ROOT, ROOT / "src" / "leantune", ROOT / "tests", text.parent)
+        )
+    ]
+    assert missing == []
+
+
+def test_every_module_and_function_that_a_page_names_is_there():
+    package = griffe.load("leantune", search_paths=[ROOT / "src"])
+    missing = []
+    for page in TEXTS:
+        if page.suffix != ".md":
+            continue
+        text = page.read_text(encoding="utf-8")
+        for name in sorted(set(re.findall(r"\bleantune\.([a-z_]\w*(?:\.\w+)*)", text))):
+            if name.split(".")[0] in ("plugins", "py", "git"):  # a group of entry points; others'
+                continue
+            try:
+                package[name]
+            except KeyError:
+                missing.append(f"{named(page)} names leantune.{name}")
+    assert missing == []
+
+
+def test_every_step_of_the_design_notes_walks_is_there():
+    """`file.py:Class.function`, seen from the package."""
+    package = griffe.load("leantune", search_paths=[ROOT / "src"])
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    steps = re.findall(r"`([\w/]+)\.py:([\w.]+)`", text)
+    assert len(steps) > 20
+    modules = [f"{path.replace('/', '.')}.{name}" for path, name in steps]
+    missing = []
+    for name in modules:
+        try:
+            package[name]
+        except KeyError:
+            missing.append(name)
+    assert missing == []

@@ -20,16 +20,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from leantune.errors import BadInput, Unsupported  # noqa: F401  (part of the contract: plugins raise these)
+from leantune.errors import BadInput, Unsupported  # noqa: F401  plugins import these from here
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LANGUAGE_MODELS = (
-    "causal_lm",
-    "masked_lm",
-    "generation",
-)  # kinds without a head of their own; scored over all tokens
+# Kinds without a head of their own; scored over all tokens.
+LANGUAGE_MODELS = ("causal_lm", "masked_lm", "generation")
 Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
 
@@ -41,8 +38,8 @@ class Data:
     where the tokenizer makes them.
 
     `label` is a class index (classification), a float (regression), the first and last token of the
-    answer (span), or absent (language modelling). spans.py and generation.py name what else their
-    examples have.
+    answer (span), or absent (language modelling). data/question_answering.py and data/generation.py
+    name what else their examples have.
     """
 
     kind: str  # classification | regression | causal_lm | masked_lm | span | generation
@@ -70,20 +67,18 @@ class Context:
     # True while memory is predicted: tensors have no values, and `data` is None but to a vocabulary
     probe: bool = False
     dtype: str = "fp32"  # or "bf16": the forward and backward pass run under autocast
-    details: dict[str, Any] = field(
-        default_factory=dict
-    )  # what a method reports, JSON, into the record
+    # What a method reports, as JSON has it, into the record.
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Change:
     """What `on_progress` did. The meter then measures the new interval; the schedule keeps its
-    position."""
+    position. With `new_optimizer` the parameters are other tensors now, so that groups and
+    optimizer are built again."""
 
     model: nn.Module
-    new_optimizer: bool = (
-        False  # True: parameters are other tensors now, build groups and optimizer again
-    )
+    new_optimizer: bool = False
 
 
 class Method:
@@ -133,15 +128,16 @@ class Method:
     def on_progress(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: float, ctx: Context
     ) -> Change | None:
-        """Called at K = 10 fixed fractions of the steps (`progress` 0.1 ... 1.0), inside the clock."""
+        """Called at K = 10 fixed fractions of the steps, `progress` 0.1 to 1, inside the clock."""
         return None
 
     def export(self, model: nn.Module, ctx: Context) -> nn.Module:
         """The model that a user deploys. Must compute what the trained one computes in eval mode."""
         return model
 
-    # A control that needs no model has this method too, and no hook above is called:     def
-    # fit_predict(self, data: Data, ctx: Context) -> list[float]   (one prediction per test example)
+    # A control that needs no model has this method too, and no hook above is called:
+    #     def fit_predict(self, data: Data, ctx: Context) -> list[float]
+    # It gives one prediction for each test example.
 
 
 def mark_head(model: nn.Module, kind: str) -> None:
@@ -153,7 +149,7 @@ def mark_head(model: nn.Module, kind: str) -> None:
     body = {id(p) for n, p in base.named_parameters() if "pooler" not in n.split(".")}
     for p in model.parameters():
         if id(p) not in body:
-            p.leantune_head = True  # type: ignore[attr-defined]
+            p.leantune_head = True  # type: ignore[attr-defined]  # a mark of our own on a tensor
 
 
 def is_head(parameter: nn.Parameter) -> bool:

@@ -3,7 +3,7 @@ transformers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,19 +13,16 @@ from leantune.errors import Unsupported
 
 @dataclass(frozen=True)
 class Family:
-    """Module names are relative to the base model (`model.base_model`), or to one layer where said."""
+    """Module names, relative to the base model (`model.base_model`), or to one layer where said."""
 
     layers: str  # the list of transformer blocks
     query_value: tuple[str, ...]  # last name of the query and value projections (GPT-2 fuses them)
     key_value: tuple[str, ...]  # last name of the key and value projections
-    linears: tuple[
-        str, ...
-    ]  # last names of every linear map inside a block, that low-rank methods may change
+    linears: tuple[str, ...]  # last names of a block's linear maps, which low-rank methods change
     attention_output: str  # within a layer: the linear after which an attention adapter goes
     ffn_output: str  # within a layer: the linear after which a feed-forward adapter goes
-    attention_dropout: str = (
-        ""  # within a layer: the dropout between that linear and the adapter, if there is one
-    )
+    # Within a layer: the dropout between that linear and the adapter, where there is one.
+    attention_dropout: str = ""
     ffn_dropout: str = ""
 
 
@@ -51,15 +48,11 @@ FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
-    "deberta-v2": Family(
-        layers="encoder.layer",
+    "deberta-v2": replace(
+        _BERT,
         query_value=("query_proj", "value_proj"),
         key_value=("key_proj", "value_proj"),
         linears=("query_proj", "key_proj", "value_proj", "dense"),
-        attention_output="attention.output.dense",
-        ffn_output="output.dense",
-        attention_dropout="attention.output.dropout",
-        ffn_dropout="output.dropout",
     ),
     "llama": _LLAMA,
     "gpt2": Family(
@@ -101,11 +94,15 @@ def linears(
 ) -> list[tuple[nn.Module, str, nn.Module]]:
     """(parent, attribute, linear) for every linear in the blocks whose last name is in `names`, in
     order."""
-    found = []
-    for block in blocks(model, name):
-        for parent in block.modules():
-            for attribute, child in parent.named_children():
-                weight = getattr(child, "weight", None)
-                if attribute in names and isinstance(weight, torch.Tensor) and weight.dim() == 2:
-                    found.append((parent, attribute, child))
-    return found
+
+    def is_map(child: nn.Module) -> bool:
+        weight = getattr(child, "weight", None)
+        return isinstance(weight, torch.Tensor) and weight.dim() == 2
+
+    return [
+        (parent, attribute, child)
+        for block in blocks(model, name)
+        for parent in block.modules()
+        for attribute, child in parent.named_children()
+        if attribute in names and is_map(child)
+    ]

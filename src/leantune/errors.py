@@ -1,4 +1,4 @@
-"""The errors that people see. Each message is one sentence: what was wrong, where, and what to do."""
+"""The errors that people see. A message is one sentence: what was wrong, where, and what to do."""
 
 from __future__ import annotations
 

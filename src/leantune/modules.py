@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-if TYPE_CHECKING:  # its import registers leantune.loading, which needs this module
+from leantune.svd import weight_of
+
+if TYPE_CHECKING:  # its import registers leantune.models.export, which needs this module
     from transformers.modeling_utils import PreTrainedModel
 
 
@@ -37,7 +38,7 @@ class FactoredLinear(nn.Module):
         return self.down.out_features
 
     @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
+    def bias(self) -> Tensor | None:  # type: ignore[override]  # nn.Module says Tensor or Module
         return self.up.bias
 
     @property
@@ -54,12 +55,16 @@ class FactoredLinear(nn.Module):
     def like(cls, linear: nn.Module, rank: int) -> FactoredLinear:
         """An uninitialised map of rank r with the shape, bias, device and dtype of a Linear or
         Conv1D."""
-        weight: Tensor = linear.weight  # type: ignore[assignment]
-        out_features, in_features = (
-            weight.shape[::-1] if isinstance(linear, Conv1D) else weight.shape
+        weight = weight_of(linear)
+        out_features, in_features = weight.shape
+        return cls(
+            in_features,
+            out_features,
+            rank,
+            bias=linear.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
         )
-        settings = {"bias": linear.bias is not None, "device": weight.device, "dtype": weight.dtype}
-        return cls(in_features, out_features, rank, **settings)  # type: ignore[arg-type]
 
 
 def factored_ranks(model: nn.Module) -> dict[str, int]:
@@ -95,21 +100,19 @@ class Adapter(nn.Module):
         self.base = base
         self.down = nn.Linear(width, bottleneck, device=device, dtype=dtype)
         self.up = nn.Linear(bottleneck, width, device=device, dtype=dtype)
-        for linear in (
-            self.down,
-            self.up,
-        ):  # near the identity, with the paper's deviation, cut at two of them
+        for linear in (self.down, self.up):
+            # near the identity: the paper's deviation, cut at two of them
             nn.init.trunc_normal_(linear.weight, std=1e-3, a=-2e-3, b=2e-3)
             nn.init.zeros_(linear.bias)
 
     @property
     def weight(self) -> Tensor:
         """The wrapped map's own weight: some models read it."""
-        return self.base.weight  # type: ignore[return-value]
+        return self.base.weight  # type: ignore[return-value]  # nn.Module says Tensor or Module
 
     @property
     def bias(self) -> Tensor | None:
-        return self.base.bias  # type: ignore[return-value]
+        return self.base.bias  # type: ignore[return-value]  # nn.Module says Tensor or Module
 
     def own_parameters(self) -> list[nn.Parameter]:
         """What the adapter adds, without what it wraps."""

@@ -26,7 +26,7 @@ class SVD(NamedTuple):
 def weight_of(linear: nn.Module) -> Tensor:
     """The map's weight as [out, in], a view: GPT-2's Conv1D keeps it transposed, nn.Linear does
     not."""
-    weight: Tensor = linear.weight  # type: ignore[assignment]
+    weight: Tensor = linear.weight  # type: ignore[assignment]  # nn.Module says Tensor or Module
     return weight.T if isinstance(linear, Conv1D) else weight
 
 

@@ -15,20 +15,16 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers.models.bert import BertTokenizer
 
-from leantune.api import BadInput, Context, Data, Unsupported, is_head, mark_head
+from leantune.api import BadInput, Batch, Context, Data, Unsupported, is_head, mark_head
 from leantune.data.collate import Collate, batches
 from leantune.errors import naming_extras
 from leantune.machine.audit import observed
@@ -39,7 +35,7 @@ from leantune.prediction.one import build
 from leantune.spec import plugins
 from leantune.spec.stacks import merged_spec, parse_stack
 from leantune.training.evaluation import mean_loss
-from leantune.training.loop import Schedule, Training, train
+from leantune.training.loop import Schedule, train
 from leantune.training.stack import Stack, load_method
 
 if TYPE_CHECKING:
@@ -53,30 +49,19 @@ _ENCODER = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
-_DECODER = {
-    "vocab_size": 64,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+_WORDS = {"vocab_size": len(WORDS), "max_position_embeddings": 32}
+_DECODER = {**_WORDS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _DEBERTA = {
     "relative_attention": True,
     "pos_att_type": ["p2c", "c2p"],
     "norm_rel_ebd": "layer_norm",
+    "position_buckets": 8,
 }
-ARCHITECTURES: dict[
-    str, dict[str, Any]
-] = {  # by family: four layers of width 16, a vocabulary of 64
-    "bert": {**_ENCODER, "vocab_size": 64, "max_position_embeddings": 32},
-    "roberta": {**_ENCODER, "vocab_size": 64, "max_position_embeddings": 40, "pad_token_id": 1},
-    "deberta-v2": {
-        **_ENCODER,
-        **_DEBERTA,
-        "vocab_size": 64,
-        "max_position_embeddings": 32,
-        "position_buckets": 8,
-    },
+# Four layers of width 16, a vocabulary of 64, for each family.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bert": {**_ENCODER, **_WORDS},
+    "roberta": {**_ENCODER, **_WORDS, "max_position_embeddings": 40, "pad_token_id": 1},
+    "deberta-v2": {**_ENCODER, **_WORDS, **_DEBERTA},
     "llama": {**_ENCODER, **_DECODER},
     "gpt2": {**_DECODER, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 32},
 }
@@ -93,15 +78,12 @@ def parametrize_with_checks(methods: Sequence[str] | Mapping[str, Mapping[str, A
     """
     import pytest
 
-    if isinstance(methods, Path):
-        methods = _names_in(methods)
-    subjects = [
-        Subject(name, methods[name] if isinstance(methods, Mapping) else {}) for name in methods
-    ]
+    names = _names_in(methods) if isinstance(methods, Path) else methods
+    settings = methods if isinstance(methods, Mapping) else {}
+    subjects = [Subject(name, settings.get(name, {})) for name in names]
     pairs = [(subject, check) for subject in subjects for check in checks_of(subject)]
-    return pytest.mark.parametrize(
-        ("method", "check"), pairs, ids=[f"{s.name}-{c.__name__}" for s, c in pairs]
-    )
+    ids = [f"{subject.name}-{check.__name__}" for subject, check in pairs]
+    return pytest.mark.parametrize(("method", "check"), pairs, ids=ids)
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -139,36 +121,28 @@ class Subject:
     @property
     def family(self) -> str:
         """BERT where the method supports it."""
-        supported = (self.spec.supports and self.spec.supports.families) or list(ARCHITECTURES)
+        supported = (self.spec.supports and self.spec.supports.families) or [*ARCHITECTURES]
         found = [name for name in ARCHITECTURES if name in supported]
         if not found:
-            raise BadInput(
-                f"'{self.name}' supports {', '.join(supported)}; checks are for {', '.join(ARCHITECTURES)}"
-            )
+            known = ", ".join(ARCHITECTURES)
+            raise BadInput(f"'{self.name}' supports {', '.join(supported)}; checks are for {known}")
         return found[0]
 
     @property
     def kind(self) -> str:
-        supported = (self.spec.supports and self.spec.supports.tasks) or [
-            "causal_lm",
-            "classification",
-        ]
-        preferred = (
-            ("causal_lm",)
-            if self.family in ("llama", "gpt2")
-            else ("classification", "regression", "masked_lm")
-        )
-        return next((kind for kind in preferred if kind in supported), supported[0])
+        """The kind of task: the model's most usual one, where the method supports it."""
+        known = ["causal_lm", "classification"]
+        supported = (self.spec.supports and self.spec.supports.tasks) or known
+        encoders = ("classification", "regression", "masked_lm")
+        usual = ("causal_lm",) if self.family in ("llama", "gpt2") else encoders
+        return next((kind for kind in usual if kind in supported), supported[0])
 
     def stack(self, beside: str | None = None) -> Stack:
         """The method alone, or with another one `beside` it."""
-        return Stack(
-            parse_stack(f"{self.name}+{beside}" if beside else self.name, self.kind, self.settings)
-        )
+        name = f"{self.name}+{beside}" if beside else self.name
+        return Stack(parse_stack(name, self.kind, self.settings))
 
-    def context(self, folder: Path) -> Context:
-        scratch = folder / "scratch"
-        scratch.mkdir(exist_ok=True)
+    def context(self, scratch: Path) -> Context:
         return Context(
             kind=self.kind,
             family=self.family,
@@ -184,9 +158,9 @@ class Subject:
     @property
     def model_spec(self) -> dict[str, Any]:
         """As a models/*.yaml would say it."""
-        # Weights that are large enough for the first token to see the others through random layers.
         architecture = {
             "model_type": self.family,
+            # Large enough for the first token to see the others through random layers.
             "initializer_range": 0.3,
             **ARCHITECTURES[self.family],
         }
@@ -206,35 +180,23 @@ class Subject:
 @functools.cache
 def easy_data(kind: str) -> Data:
     """64 sentences of eight low words or of eight high ones; the label says of which."""
-    made = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    made.pre_tokenizer = WhitespaceSplit()
-    made.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    }
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", **special)
+    tokenizer = BertTokenizer({word: number for number, word in enumerate(WORDS)})
     draw = torch.Generator().manual_seed(0)
-    rows = []
-    for i in range(64):
-        length = int(torch.randint(4, LENGTH - 1, (), generator=draw))
-        ids = torch.randint(5, 13, (length,), generator=draw) + 30 * (i % 2)
-        text = " ".join(WORDS[j] for j in ids)
-        row = {
-            "text": text,
-            "input_ids": [2, *ids.tolist(), 3],
-            "attention_mask": [1] * (length + 2),
-        }
-        rows.append({**row, "label": float(i % 2) if kind == "regression" else i % 2})
+    lengths = torch.randint(4, LENGTH - 1, (64,), generator=draw)
+    words = [
+        torch.randint(5, 13, (n,), generator=draw) + 30 * (i % 2) for i, n in enumerate(lengths)
+    ]
+    columns: dict[str, list[Any]] = {
+        "text": [" ".join(WORDS[word] for word in ids) for ids in words],
+        "input_ids": [[2, *ids.tolist(), 3] for ids in words],
+        "attention_mask": [[1] * (len(ids) + 2) for ids in words],
+        "label": [float(i % 2) if kind == "regression" else i % 2 for i in range(64)],
+    }
     with naming_extras("leantune.testing"):
         from datasets import Dataset
-    split = Dataset.from_list(rows)
-    names = ("low", "high") if kind == "classification" else ()
-    return Data(kind, split, split, split, names, tokenizer, Collate.of(kind, tokenizer))
+    split = Dataset.from_dict(columns)
+    classes = ("low", "high") if kind == "classification" else ()
+    return Data(kind, split, split, split, classes, tokenizer, Collate.of(kind, tokenizer))
 
 
 def _attached(stack: Stack, subject: Subject, ctx: Context) -> tuple[nn.Module, Data]:
@@ -244,28 +206,46 @@ def _attached(stack: Stack, subject: Subject, ctx: Context) -> tuple[nn.Module, 
     return model, data
 
 
-def _trained(stack: Stack, model: nn.Module, data: Data, ctx: Context) -> Training:
+def _batches(data: Data, steps: int | None = None) -> Iterator[Batch]:
     assert data.collate is not None, "attach took the data's collate function away"
-    return train(
-        model,
-        stack,
-        batches(data.train, data.collate, BATCH, STEPS, 0, True),
-        Schedule(steps=STEPS),
-        ctx,
-    )
+    return batches(data.train, data.collate, BATCH, steps, seed=0, shuffle=steps is not None)
+
+
+def _trained(stack: Stack, model: nn.Module, data: Data, ctx: Context) -> nn.Module:
+    return train(model, stack, _batches(data, STEPS), Schedule(steps=STEPS), ctx).model
 
 
 def _logits(model: nn.Module, data: Data) -> Tensor:
-    assert data.collate is not None
-    inputs = data.collate([data.train[i] for i in range(4)])
-    inputs.pop("labels", None)
+    inputs = {name: t for name, t in next(_batches(data)).items() if name != "labels"}
     with torch.no_grad():
         return model.eval()(**inputs).logits
 
 
 def _loss(model: nn.Module, data: Data) -> float:
-    assert data.collate is not None
-    return mean_loss(model, batches(data.train, data.collate, BATCH), "cpu", "fp32")
+    return mean_loss(model, _batches(data), "cpu", "fp32")
+
+
+def _in_scratch(check: Callable[[Subject, Context], None]) -> Callable[[Subject], None]:
+    """The check with a context whose scratch folder goes when it ends."""
+
+    @functools.wraps(check)
+    def run(subject: Subject) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            check(subject, subject.context(Path(folder)))
+
+    return run
+
+
+@_in_scratch
+def _whole_life(subject: Subject, ctx: Context) -> None:
+    """Attach, train and export, or what a control has in their place."""
+    stack = subject.stack()
+    if stack.control is not None:
+        control: Any = stack.control  # a control's `fit_predict` is no hook of Method
+        control.fit_predict(easy_data(subject.kind), ctx)
+        return
+    model, data = _attached(stack, subject, ctx)
+    stack.export(_trained(stack, model, data, ctx) if stack.trains else model, ctx)
 
 
 # ------------------------------------------------------------------ the checks
@@ -276,117 +256,103 @@ def check_valid_yaml(subject: Subject) -> None:
     has one class."""
     spec = subject.spec
     for point in [None, *spec.points]:
-        name = subject.name.partition("@")[0] + (f"@{point}" if point else "")
+        name = f"{spec.name}@{point}" if point else spec.name
         (part, *_) = [p for p in parse_stack(name, subject.kind) if p.plugin.name == spec.name]
         unknown = set(spec.search) - set(part.params)
         assert not unknown, f"method.yaml: `search` names '{min(unknown)}', which is no setting"
     load_method(spec.name)
 
 
-def check_deterministic_attach(subject: Subject) -> None:
+@_in_scratch
+def check_deterministic_attach(subject: Subject, ctx: Context) -> None:
     """The same seed gives the same model: names, values and what is trained. A control predicts the
     same twice."""
-    with tempfile.TemporaryDirectory() as folder:
-        ctx = subject.context(Path(folder))
-        if subject.spec.slot == "control":
-            control: Any = [subject.stack().control for _ in range(2)]
-            one, two = (c.fit_predict(easy_data(subject.kind), ctx) for c in control)
-            assert list(one) == list(two), "fit_predict gave other predictions the second time"
-            return
-        first, second = (_attached(subject.stack(), subject, ctx)[0] for _ in range(2))
-        states = first.state_dict(), second.state_dict()
-    assert _trainable(first) == _trainable(second), (
-        "attach chose other parameters to train the second time"
+    if subject.spec.slot == "control":
+        controls: Any = [subject.stack().control for _ in range(2)]
+        one, two = (list(c.fit_predict(easy_data(subject.kind), ctx)) for c in controls)
+        assert one == two, "fit_predict gave other predictions the second time"
+        return
+    first, second = (_attached(subject.stack(), subject, ctx)[0] for _ in range(2))
+    trained, again = (
+        [(name, is_head(p)) for name, p in model.named_parameters() if p.requires_grad]
+        for model in (first, second)
     )
-    assert states[0].keys() == states[1].keys(), "attach made other modules the second time"
-    changed = [
-        name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])
-    ]
+    assert trained == again, "attach chose other parameters to train the second time"
+    values, others = first.state_dict(), second.state_dict()
+    assert values.keys() == others.keys(), "attach made other modules the second time"
+    changed = [name for name, tensor in values.items() if not torch.equal(tensor, others[name])]
     assert not changed, (
         f"attach gave '{changed[0]}' other values the second time; draw them from torch's generator"
     )
 
 
-def check_only_declared_parameters_move(subject: Subject) -> None:
+@_in_scratch
+def check_only_declared_parameters_move(subject: Subject, ctx: Context) -> None:
     """What `attach` left frozen stays bit for bit, and the optimizer gets all that is trainable and
     nothing else."""
     stack = subject.stack("head" if subject.spec.slot in ("vocabulary", "optimizer") else None)
-    with tempfile.TemporaryDirectory() as folder:
-        ctx = subject.context(Path(folder))
-        model, data = _attached(stack, subject, ctx)
-        frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
-        groups = [id(p) for group in stack.parameter_groups(model, ctx) for p in group["params"]]
-        trainable = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
-        left_out = [name for key, name in trainable.items() if key not in groups]
-        assert not left_out, (
-            f"'{left_out[0]}' requires a gradient and is in no group of parameter_groups"
-        )
-        assert len(groups) == len(trainable), (
-            "parameter_groups lists a parameter twice, or one that is frozen"
-        )
-        model = _trained(stack, model, data, ctx).model
-    now = dict(model.named_parameters())
+    model, data = _attached(stack, subject, ctx)
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    grouped = [id(p) for group in stack.parameter_groups(model, ctx) for p in group["params"]]
+    trainable = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
+    left_out = [name for key, name in trainable.items() if key not in grouped]
+    assert not left_out, (
+        f"'{left_out[0]}' requires a gradient and is in no group of parameter_groups"
+    )
+    assert len(grouped) == len(trainable), (
+        "parameter_groups lists a parameter twice, or one that is frozen"
+    )
+    now = dict(_trained(stack, model, data, ctx).named_parameters())
     moved = [n for n, p in frozen.items() if n in now and not torch.equal(now[n].detach(), p)]
     assert not moved, f"'{moved[0]}' was frozen by attach and has moved in training"
 
 
-def check_learns_an_easy_task(subject: Subject) -> None:
+@_in_scratch
+def check_learns_an_easy_task(subject: Subject, ctx: Context) -> None:
     """The loss in eval mode falls by a tenth in forty steps, at the method's own learning rates."""
-    with tempfile.TemporaryDirectory() as folder:
-        ctx = subject.context(Path(folder))
-        stack = subject.stack()
-        model, data = _attached(stack, subject, ctx)
-        before = _loss(model, data)
-        after = _loss(_trained(stack, model, data, ctx).model, data)
+    stack = subject.stack()
+    model, data = _attached(stack, subject, ctx)
+    before = _loss(model, data)
+    after = _loss(_trained(stack, model, data, ctx), data)
     assert after < 0.9 * before, (
         f"the loss went from {before:.3f} to {after:.3f}; is anything trained, at what rate?"
     )
 
 
-def check_export_and_reload_agree(subject: Subject) -> None:
+@_in_scratch
+def check_export_and_reload_agree(subject: Subject, ctx: Context) -> None:
     """The exported model computes what the trained one did, and comes back from its folder bit for
     bit."""
-    with tempfile.TemporaryDirectory() as folder:
-        ctx = subject.context(Path(folder))
-        stack = subject.stack()
-        model, data = _attached(stack, subject, ctx)
-        model = _trained(stack, model, data, ctx).model if stack.trains else model
-        trained = _logits(model, data)
-        exported: Any = stack.export(model, ctx)
-        expected = _logits(exported, data)
-        torch.testing.assert_close(
-            expected, trained, rtol=1e-4, atol=1e-5, msg=lambda m: f"export changed it: {m}"
-        )
-        export.save(exported, Path(folder, "exported"))
-        found = _logits(export.load(Path(folder, "exported")), data)
+    stack = subject.stack()
+    model, data = _attached(stack, subject, ctx)
+    model = _trained(stack, model, data, ctx) if stack.trains else model
+    trained = _logits(model, data)
+    exported: Any = stack.export(model, ctx)
+    expected = _logits(exported, data)
+    torch.testing.assert_close(
+        expected, trained, rtol=1e-4, atol=1e-5, msg=lambda m: f"export changed it: {m}"
+    )
+    export.save(exported, ctx.cache / "exported")
+    found = _logits(export.load(ctx.cache / "exported"), data)
     assert torch.equal(found, expected), (
         "the exported model is another one after saving and loading"
     )
 
 
-def check_prediction_equals_real_peak(subject: Subject) -> None:
+@_in_scratch
+def check_prediction_equals_real_peak(subject: Subject, ctx: Context) -> None:
     """Memory predicted without values is, to the byte and the operation, that of real tensors."""
-    with tempfile.TemporaryDirectory() as folder:
-        ctx = subject.context(Path(folder))
-        stack, real_stack = subject.stack(), subject.stack()
-        data = easy_data(subject.kind)
-        shape = (3, 12)
-        try:
-            built = build(subject.model_spec, stack, ctx, 2, data)
-        except Unsupported:  # attaching needs values, and a prediction then takes real ones
-            built = build(subject.model_spec, stack, ctx, 2, data, "cpu")
-        model, _ = _attached(real_stack, subject, ctx)
-        schedule = Schedule(steps=STEPS)
-        predicted = Probe(stack, schedule, ctx, shape).fake(built, cuda=False)
-        real = Probe(real_stack, schedule, ctx, shape).real(model)
-    for number in (
-        "peak_bytes",
-        "peak_phase",
-        "by_kind",
-        "by_phase",
-        "optimizer_state_bytes",
-        "flops_per_step",
-    ):
+    stack, real_stack, data = subject.stack(), subject.stack(), easy_data(subject.kind)
+    try:
+        built = build(subject.model_spec, stack, ctx, 2, data)
+    except Unsupported:  # attaching needs values, and a prediction then takes real ones
+        built = build(subject.model_spec, stack, ctx, 2, data, "cpu")
+    model, _ = _attached(real_stack, subject, ctx)
+    schedule, shape = Schedule(steps=STEPS), (3, 12)
+    predicted = Probe(stack, schedule, ctx, shape).fake(built, cuda=False)
+    real = Probe(real_stack, schedule, ctx, shape).real(model)
+    peak = ("peak_bytes", "peak_phase", "by_kind", "by_phase")
+    for number in (*peak, "optimizer_state_bytes", "flops_per_step"):
         assert predicted[number] == real[number], (
             f"{number}: predicted {predicted[number]}, real {real[number]}"
         )
@@ -416,40 +382,21 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_no_network,
     check_no_writes_outside_scratch,
 )
-_TRAINING = {
+_OF_TRAINING = (
     check_only_declared_parameters_move,
     check_learns_an_easy_task,
     check_prediction_equals_real_peak,
-}
+)
 
 
 def checks_of(subject: Subject) -> list[Callable[[Subject], None]]:
     """The checks that apply: those of training only where the method trains, export only where
     there is a model."""
-    spec = subject.spec
-    control = spec.slot == "control"
+    spec, left_out = subject.spec, set()
     if spec.disabled is not None:
         return [check_valid_yaml]
-    left_out = _TRAINING if control or not spec.trains else set()
-    return [
-        c
-        for c in CHECKS
-        if c not in left_out and not (control and c is check_export_and_reload_agree)
-    ]
-
-
-def _trainable(model: nn.Module) -> list[tuple[str, bool]]:
-    return [(name, is_head(p)) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def _whole_life(subject: Subject) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        ctx = subject.context(Path(folder))
-        stack: Any = subject.stack()
-        if stack.control is not None:
-            stack.control.fit_predict(easy_data(subject.kind), ctx)
-            return
-        model, data = _attached(stack, subject, ctx)
-        if stack.trains:
-            model = _trained(stack, model, data, ctx).model
-        stack.export(model, ctx)
+    if spec.slot == "control":
+        left_out = {*_OF_TRAINING, check_export_and_reload_agree}
+    elif not spec.trains:
+        left_out = {*_OF_TRAINING}
+    return [check for check in CHECKS if check not in left_out]

@@ -21,10 +21,10 @@ from transformers.models.auto import modeling_auto
 from leantune.api import BadInput, Batch, Context, Data, Unsupported, mark_head
 from leantune.data.collate import Collate
 from leantune.errors import naming_extras
-from leantune.fetch import cache
-from leantune.models import export as loading
-from leantune.spec import plugins as registry
+from leantune.fetch.cache import cache_folder
+from leantune.models.export import save
 from leantune.spec.cells import TRAINING_DEFAULTS
+from leantune.spec.plugins import Plugin
 from leantune.spec.schema import ModelFile
 from leantune.spec.stacks import parse_stack, stack_name, unsupported_reason
 from leantune.training.loop import CHECKS, step_fractions
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
+STEPS = "steps=, the number of optimizer steps"  # what is asked for where it was forgotten
+CLASSES = {  # kind to the names of the classes that transformers has for it
+    "classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "masked_lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "causal_lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "span": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+}
 
 
 def apply(
@@ -66,27 +73,11 @@ def apply(
     if not isinstance(model, PreTrainedModel):
         raise BadInput(f"leantune.apply takes a transformers model, not {type(model).__name__}")
     kind = _kind(model)
-    parts = parse_stack(stack, kind, settings)
-    if parts[0].slot == "control":
-        raise BadInput(
-            f"'{stack}' is a control without a model; leantune.apply takes methods that train one"
-        )
-    facts = ModelFile.model_construct(family=model.config.model_type, kinds=[kind])
-    plugin = registry.Plugin("models", "", Path(), facts, {})
-    reason = unsupported_reason(parts, plugin, kind, model.device.type)
-    if reason is not None:
-        raise Unsupported(reason)
-    plugins = Stack(parts)
-    if not plugins.trains:
-        raise BadInput(
-            f"'{stack}' trains nothing, so there is nothing to apply; use the model as it is"
-        )
+    plugins = _stack(stack, kind, model, settings)
     if steps is not None and steps < 1:
         raise BadInput(f"steps is {steps}; give the number of optimizer steps, 1 or more")
     if steps is None and plugins.overrides("on_progress"):
-        raise BadInput(
-            f"'{stack}' follows a schedule over the whole run; give steps=, the number of optimizer steps"
-        )
+        raise BadInput(f"'{stack}' follows a schedule over the whole run; give {STEPS}")
     examples: Any = _NoData(stack) if data is None else _examples(data, kind, model, tokenizer)
     lengths = [0] if data is None else [len(ids) for ids in examples.train["input_ids"]]
     ctx = Context(
@@ -99,14 +90,24 @@ def apply(
         batch=batch,
         length=max(lengths, default=0),
         dtype=dtype,
-        cache=cache.cache_folder() / "derived" / "applied",
+        cache=cache_folder() / "derived" / "applied",
     )
     mark_head(model, kind)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[model.device] if ctx.device == "cuda" else []):
         torch.manual_seed(seed)
-        attached, changed = plugins.attach(model, cast(Data, examples), ctx)
-    same = data is None or changed is examples
-    return Handle(attached, data if same else _as_given(data, changed), plugins, ctx, tokenizer)
+        attached, changed = plugins.attach(model, examples, ctx)
+    if changed is not None and changed is not examples:  # a method changed them
+        data = _as_given(data, changed)
+    return Handle(attached, data, plugins, ctx, tokenizer)
+
+
+def _as_given(data: Any, changed: Data) -> Any:
+    """Changed examples, one split or several as the caller gave them."""
+    if isinstance(data, Mapping):
+        from datasets import DatasetDict
+
+        return DatasetDict({name: getattr(changed, name) for name in SPLITS if name in data})
+    return changed.train
 
 
 class Handle:
@@ -153,19 +154,18 @@ class Handle:
         """
         steps = self._ctx.steps
         if not steps:
-            raise BadInput(
-                "a schedule runs over all steps; give leantune.apply steps=, the number of optimizer steps"
-            )
+            raise BadInput(f"a schedule runs over all steps; give leantune.apply {STEPS}")
         made = get_scheduler(schedule, self.optimizer(), round(warmup * steps), steps)
         if not isinstance(made, LambdaLR):
             raise BadInput(
-                f"schedule '{schedule}' does not follow from the step alone; use linear, cosine or constant"
+                f"schedule '{schedule}' does not follow from the step alone; "
+                "use linear, cosine or constant"
             )
         self._schedulers.append(made)
         return made
 
     def callbacks(self) -> list[TrainerCallback]:
-        """For `Trainer(..., optimizers=(handle.optimizer(), None), callbacks=handle.callbacks())`."""
+        """For the `callbacks` of a Trainer that has `optimizers=(handle.optimizer(), None)`."""
         return [_Callback(self)]
 
     def export(self, folder: Path | str) -> PreTrainedModel:
@@ -176,31 +176,28 @@ class Handle:
                 hook.remove()
             self.model = cast(PreTrainedModel, self._stack.export(self.model, self._ctx).eval())
             self._exported = True
-        loading.save(self.model, folder)
+        save(self.model, folder)
         if self._tokenizer is not None:
             self._tokenizer.save_pretrained(folder)
         return self.model
 
-    # ------------------------------------------------------------------ what happens inside the user's loop
+    # ---------------------------------------------------------- inside the user's own loop
 
     def _add_penalty(self, model: nn.Module, _: Any, inputs: dict[str, Any], output: Any) -> Any:
         """After a forward pass of training: the methods' penalty joins the loss."""
-        if not (model.training and torch.is_grad_enabled()):
-            return output
-        penalty = self._stack.penalty(model)
+        training = model.training and torch.is_grad_enabled()
+        penalty = self._stack.penalty(model) if training else None
         if penalty is None:
             return output
         if getattr(output, "loss", None) is None:
             raise BadInput(
-                f"'{self._name}' adds a penalty to the model's loss; pass labels, so that it returns one"
+                f"'{self._name}' adds a penalty to the model's loss; "
+                "pass labels, so that it returns one"
             )
-        items = inputs.get("num_items_in_batch")
-        if (
-            items is not None
-        ):  # the Trainer sums the losses of accumulated batches: each has its share
-            labels = (
-                inputs["labels"][..., 1:] if self._ctx.kind == "causal_lm" else inputs["labels"]
-            )
+        if (items := inputs.get("num_items_in_batch")) is not None:
+            # The Trainer sums the losses of accumulated batches: each has its share of the penalty.
+            labels = inputs["labels"]
+            labels = labels[..., 1:] if self._ctx.kind == "causal_lm" else labels
             penalty = penalty * (labels.ne(-100).sum() / items)
         output.loss = output.loss + penalty
         return output
@@ -212,30 +209,28 @@ class Handle:
         scheduled = any("initial_lr" in group for group in optimizer.param_groups)
         if scheduled and not self._schedulers and self._stack.overrides("on_progress"):
             raise BadInput(
-                f"'{self._name}' may change what is trained on the way, and this learning-rate schedule would not follow; "
-                "take it from handle.scheduler(), or give the Trainer callbacks=handle.callbacks()"
+                f"'{self._name}' may change what is trained on the way, and this learning-rate "
+                "schedule would not follow; take it from handle.scheduler(), or give the Trainer "
+                "callbacks=handle.callbacks()"
             )
         self._stack.on_step(self.model, self.steps_taken, self._ctx)
         if self.steps_taken not in self._checks:
             return
-        change = self._stack.on_progress(
-            self.model, optimizer, self._checks[self.steps_taken], self._ctx
-        )
-        if change is None:
-            return
-        if change.model is not self.model:
+        progress = self._checks[self.steps_taken]
+        change = self._stack.on_progress(self.model, optimizer, progress, self._ctx)
+        if change is not None and change.model is not self.model:
             raise Unsupported(
-                f"'{self._name}' replaces the model while it is trained, which only `leantune run` follows"
+                f"'{self._name}' replaces the model while it is trained, "
+                "which only `leantune run` follows"
             )
-        if change.new_optimizer:
+        if change is not None and change.new_optimizer:
             self._rebuild(optimizer)
 
     def _rebuild(self, optimizer: torch.optim.Optimizer) -> None:
         """New groups and states inside the optimizer that the loop holds; schedules keep their
         position."""
-        fresh = self._stack.optimizer(
-            self._stack.parameter_groups(self.model, self._ctx), self._ctx
-        )
+        groups = self._stack.parameter_groups(self.model, self._ctx)
+        fresh = self._stack.optimizer(groups, self._ctx)
         optimizer.state.clear()
         optimizer.param_groups[:] = fresh.param_groups
         rates = [group["lr"] for group in fresh.param_groups]
@@ -257,12 +252,14 @@ class _Callback(TrainerCallback):
         optimizer = kwargs["optimizer"]
         if getattr(optimizer, "optimizer", optimizer) is not self.handle.optimizer():
             raise BadInput(
-                "the Trainer made an optimizer of its own; give it optimizers=(handle.optimizer(), None)"
+                "the Trainer made an optimizer of its own; "
+                "give it optimizers=(handle.optimizer(), None)"
             )
         steps = self.handle._ctx.steps
         if steps and steps != state.max_steps:
             raise BadInput(
-                f"the Trainer takes {state.max_steps} steps and leantune.apply was told {steps}; make them equal"
+                f"the Trainer takes {state.max_steps} steps and leantune.apply was told {steps}; "
+                "make them equal"
             )
         scheduler = getattr(kwargs["lr_scheduler"], "scheduler", kwargs["lr_scheduler"])
         if isinstance(scheduler, LambdaLR) and scheduler not in self.handle._schedulers:
@@ -284,17 +281,33 @@ class _NoData:
 def _kind(model: PreTrainedModel) -> str:
     """The kind of task that the model's class is made for."""
     name = type(model).__name__
-    if name in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
-        regression = model.config.problem_type == "regression" or model.config.num_labels == 1
-        return "regression" if regression else "classification"
-    if name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values():
-        return "masked_lm"
-    if name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return "causal_lm"
-    if name in modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values():
-        return "span"
-    known = "sequence classification, question answering, causal or masked LM"
-    raise Unsupported(f"{name} is made for no kind of task known here: {known}")
+    kind = next((kind for kind, names in CLASSES.items() if name in names.values()), None)
+    if kind is None:
+        known = "sequence classification, question answering, causal or masked LM"
+        raise Unsupported(f"{name} is made for no kind of task known here: {known}")
+    one_value = model.config.problem_type == "regression" or model.config.num_labels == 1
+    return "regression" if kind == "classification" and one_value else kind
+
+
+def _stack(
+    name: str, kind: str, model: PreTrainedModel, settings: Mapping[str, Any] | None
+) -> Stack:
+    """The methods of the stack, which fit the model and train it."""
+    parts = parse_stack(name, kind, settings)
+    if parts[0].slot == "control":
+        raise BadInput(
+            f"'{name}' is a control without a model; leantune.apply takes methods that train one"
+        )
+    facts = ModelFile.model_construct(family=model.config.model_type, kinds=[kind])
+    plugin = Plugin("models", "", Path(), facts, {})
+    if reason := unsupported_reason(parts, plugin, kind, model.device.type):
+        raise Unsupported(reason)
+    stack = Stack(parts)
+    if not stack.trains:
+        raise BadInput(
+            f"'{name}' trains nothing, so there is nothing to apply; use the model as it is"
+        )
+    return stack
 
 
 def _examples(
@@ -303,64 +316,45 @@ def _examples(
     """The caller's examples as the methods see them; splits that were not given are empty."""
     given = data if isinstance(data, Mapping) else {"train": data}
     if "train" not in given or not set(given) <= set(SPLITS):
-        raise BadInput(
-            f"data has the splits {', '.join(map(str, given))}; give train, and validation and test if any"
-        )
+        names = ", ".join(map(str, given))
+        raise BadInput(f"data has the splits {names}; give train, and validation and test if any")
+    if kind == "masked_lm" and tokenizer is None:
+        raise BadInput("the data of a masked language model need tokenizer=, which knows the mask")
     with naming_extras("leantune.apply with data"):
         from datasets import Dataset  # not at the top: most methods need no data
     splits = {name: _rows(given.get(name, Dataset.from_dict({"input_ids": []}))) for name in SPLITS}
-    if kind == "masked_lm" and tokenizer is None:
-        raise BadInput("the data of a masked language model need tokenizer=, which knows the mask")
     return Data(kind=kind, tokenizer=tokenizer, collate=_collate(kind, model, tokenizer), **splits)
 
 
 def _rows(split: Any) -> Dataset:
+    """A split as a Dataset; raises BadInput where it cannot be read again, or has no tokens."""
     if isinstance(split, Iterator) or not hasattr(split, "__getitem__"):
         raise BadInput(
-            "data can be read once only; give a datasets.Dataset or a list, which methods may read again"
+            "data can be read once only; "
+            "give a datasets.Dataset or a list, which methods may read again"
         )
     from datasets import Dataset
 
-    rows = (
-        split
-        if isinstance(split, Dataset)
-        else Dataset.from_list([dict(split[i]) for i in range(len(split))])
-    )
-    if "input_ids" not in rows.column_names:
-        raise BadInput(
-            f"data has the columns {', '.join(rows.column_names)} and no input_ids; tokenize it first"
-        )
-    return rows
+    if not isinstance(split, Dataset):
+        split = Dataset.from_list([dict(split[i]) for i in range(len(split))])
+    if "input_ids" not in split.column_names:
+        names = ", ".join(split.column_names)
+        raise BadInput(f"data has the columns {names} and no input_ids; tokenize it first")
+    return split
 
 
 def _collate(
     kind: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> Callable[[list[dict[str, Any]]], Batch]:
     """Pads examples as the harness does; their label is as `transformers` names it, or `label`."""
-    pad = model.config.pad_token_id if tokenizer is None else tokenizer.pad_token_id
-    made = (
-        Collate.of(kind, tokenizer)
-        if kind == "masked_lm" and tokenizer is not None
-        else Collate(kind, pad or 0)
-    )
+    if tokenizer is not None and kind == "masked_lm":
+        made = Collate.of(kind, tokenizer)
+    else:
+        made = Collate(kind, (tokenizer or model.config).pad_token_id or 0)
 
-    def collate(rows: list[dict[str, Any]]) -> Batch:
-        return made([{**row, **_label(row)} for row in rows])
+    def labelled(row: dict[str, Any]) -> dict[str, Any]:
+        if "start_positions" in row:
+            return {**row, "label": (row["start_positions"], row["end_positions"])}
+        return {**row, "label": row["labels"]} if "labels" in row else row
 
-    return collate
-
-
-def _label(row: Mapping[str, Any]) -> dict[str, Any]:
-    if "start_positions" in row:
-        return {"label": (row["start_positions"], row["end_positions"])}
-    return {"label": row["labels"]} if "labels" in row else {}
-
-
-def _as_given(data: Any, changed: Data | None) -> Any:
-    """Data that a method changed, one split or several as the caller gave them."""
-    assert changed is not None
-    if isinstance(data, Mapping):
-        from datasets import DatasetDict
-
-        return DatasetDict({name: getattr(changed, name) for name in SPLITS if name in data})
-    return changed.train
+    return lambda rows: made([labelled(row) for row in rows])

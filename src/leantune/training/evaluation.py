@@ -186,7 +186,7 @@ def span_answers(
 
 @torch.no_grad()
 def written_answers(
-    model: nn.Module,
+    model: Any,
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int,
@@ -211,8 +211,7 @@ def written_answers(
     }
 
     def write(inputs: Batch) -> list[list[int]]:
-        ids: Any = model.generate(**inputs, **settings)  # type: ignore[operator]  # of a transformers model
-        written = ids[:, inputs["input_ids"].shape[1] :].tolist()
+        written = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :].tolist()
         return [ids[: ids.index(end) + 1] if end in ids else ids for ids in written]
 
     batches = prompts(rows, tokenizer.pad_token_id, batch)

@@ -30,7 +30,7 @@ CHECKS = 10  # on_progress calls a run
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train; `warmup` is a fraction of the steps, `clip` 0 clips nothing."""
+    """How long and how fast to train. Warm-up is a fraction of the steps; clip 0 clips nothing."""
 
     steps: int
     dtype: str = "fp32"
@@ -56,9 +56,6 @@ class Watch:
 
     def prepared(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer was built, at the start or after a method asked for a new one."""
-
-    def gradients(self, model: nn.Module) -> None:
-        """Gradients are complete and not yet used."""
 
     def step(self, step: int, seconds: float, loss: float) -> None:
         """Step `step` (1-based) took `seconds` with the device synchronised."""
@@ -169,7 +166,6 @@ def _forward_backward(
     if not math.isfinite(total):
         where = f"step {step} of {schedule.steps}"
         raise Diverged(f"the loss is {total} at {where}; try a lower learning rate")
-    watch.gradients(model)
     return total
 
 

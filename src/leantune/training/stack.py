@@ -1,14 +1,11 @@
-"""A stack of method plugins at work: one object that calls each hook on the plugins that have it."""
+"""A stack of methods at work: one object that calls each hook on the plugins that have it."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
 import sys
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +15,11 @@ from leantune.errors import BadInput, naming_extras
 from leantune.spec.plugins import get, roots
 from leantune.spec.stacks import Part
 
-if TYPE_CHECKING:
-    from leantune.api import Method
 _PACKAGE = "leantune_plugins"
 
 
 class Stack:
-    """The plugins of a cell in slot order. Built from `registry.parse_stack(...)`."""
+    """The plugins of a cell in slot order, from `leantune.spec.stacks.parse_stack`."""
 
     def __init__(self, parts: tuple[Part, ...]) -> None:
         self.parts = parts
@@ -50,11 +45,10 @@ class Stack:
         to keep.
         """
         hooks = ("penalty", "on_step", "on_progress")
+        promised = [(p.plugin.spec.resumable, self.methods[p.slot]) for p in self.parts]
         return all(
-            not any(_overrides(self.methods[part.slot], hook) for hook in hooks)
-            if part.plugin.spec.resumable is None
-            else part.plugin.spec.resumable
-            for part in self.parts
+            not any(_overrides(method, hook) for hook in hooks) if said is None else said
+            for said, method in promised
         )
 
     def overrides(self, hook: str) -> bool:
@@ -94,14 +88,13 @@ class Stack:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: float, ctx: Context
     ) -> Change | None:
         """All plugins see the check; the changes they make are joined into one."""
-        joined: Change | None = None
+        joined = None
         for method in self.methods.values():
             change = method.on_progress(model, optimizer, progress, ctx)
             if change is not None:
                 model = change.model
-                joined = Change(
-                    model, change.new_optimizer or bool(joined and joined.new_optimizer)
-                )
+                again = change.new_optimizer or (joined is not None and joined.new_optimizer)
+                joined = Change(model, again)
         return joined
 
     def export(self, model: nn.Module, ctx: Context) -> nn.Module:
@@ -124,8 +117,6 @@ def context_cache(cache: Path, model_hash: str) -> Path:
 
 def load_method(name: str) -> type[Method]:
     """The plugin class of a method, from its own `method.py` or, where it has none, its base's."""
-    from leantune.api import Method
-
     plugin = get("methods", name)
     if not (plugin.folder / "method.py").is_file():
         if plugin.spec.base is None:
