@@ -73,7 +73,7 @@ def _needs(name):
 
 
 def test_the_lock_agrees_with_itself():
-    """Whatever a locked package needs on this machine is locked too, at a version that it accepts."""
+    """What a locked package needs on this machine is locked too, at a version that it accepts."""
     for name in PINS:
         for other, requirement in _needs(name):
             # CUDA builds of torch bring their own libraries, which machines without a GPU never

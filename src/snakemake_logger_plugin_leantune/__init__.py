@@ -16,11 +16,15 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from snakemake.logging import ColorizingTextHandler, DefaultFormatter
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 from tqdm import tqdm
+
+from leantune.errors import BadInput
+from leantune.files.record import read_record, summary
 
 CELLS = ("cell", "trial")  # the rules that write a record
 HIDDEN = (
@@ -97,7 +101,8 @@ class Cells:
     def line(self, now: float) -> str:
         """`12 of 42 cells done, 2 running, 0 failed, about 9 min left`; the failed ones are among
         the done."""
-        text = f"{len(self.seconds)} of {self.total} cells done, {len(self.running)} running, {len(self.failed)} failed"
+        done = f"{len(self.seconds)} of {self.total} cells done"
+        text = f"{done}, {len(self.running)} running, {len(self.failed)} failed"
         left = self.seconds_left(now)
         return text if left is None else f"{text}, about {_duration(left)} left"
 
@@ -132,22 +137,21 @@ class LogHandler(LogHandlerBase):
             self.handleError(record)
 
     def _show(self, record: logging.LogRecord) -> None:
-        event = getattr(record, "event", None)
+        words = record.__dict__  # an event's own words are attributes of its record
+        event = words.get("event")
         if self.common_settings.dryrun or self.common_settings.verbose:
             self.plain.emit(record)
         elif event == LogEvent.RUN_INFO:
-            self._run(sum(record.stats.get(rule, 0) for rule in CELLS))  # type: ignore[attr-defined]
+            self._run(sum(words["stats"].get(rule, 0) for rule in CELLS))
         elif event == LogEvent.JOB_INFO:
-            self._started(record)
+            self._started(words)
         elif event == LogEvent.JOB_FINISHED:
-            self._finished(record.job_id)  # type: ignore[attr-defined]
+            self._finished(words["job_id"])
         elif event == LogEvent.JOB_ERROR:
             self._pass_on(record)
-            self._failed(record.jobid)  # type: ignore[attr-defined]
-        elif event in HIDDEN:
-            return
-        elif (
-            event is not None or record.levelno > logging.INFO or self._wanted(record.getMessage())
+            self._failed(words["jobid"])
+        elif event not in HIDDEN and (
+            event or record.levelno > logging.INFO or self._wanted(record.getMessage())
         ):
             self._pass_on(record)
 
@@ -178,7 +182,7 @@ class LogHandler(LogHandlerBase):
 
     def _tick(self) -> None:
         while not self.closed.wait(1.0):
-            with self.lock:  # type: ignore[union-attr]
+            with self.lock:  # type: ignore[union-attr]  # logging.Handler makes one
                 self._draw()
 
     def _draw(self) -> None:
@@ -196,21 +200,19 @@ class LogHandler(LogHandlerBase):
             self.bar.close()
             self.bar = None
 
-    def _started(self, record: logging.LogRecord) -> None:
-        word = record.__dict__
-        rule, wildcards = word["rule_name"], word["wildcards"]
-        words = tuple(str(value) for key, value in wildcards.items() if key not in ("key", "model"))
+    def _started(self, words: dict[str, Any]) -> None:
+        rule, wildcards = words["rule_name"], words["wildcards"]
         job = Job(
             rule,
-            words,
-            tuple(map(str, word["output"])),
-            tuple(map(str, word["log"])),
+            tuple(str(value) for key, value in wildcards.items() if key not in ("key", "model")),
+            tuple(map(str, words["output"])),
+            tuple(map(str, words["log"])),
             time.monotonic(),
         )
         if rule in CELLS and self.cells is not None:
-            self.cells.started(word["jobid"], job)
+            self.cells.started(words["jobid"], job)
         else:
-            self.others[word["jobid"]] = job
+            self.others[words["jobid"]] = job
         if rule == "all":  # its command prints what was reproduced
             self._end_bar()
         self._draw()
@@ -257,12 +259,8 @@ class LogHandler(LogHandlerBase):
 
 def _outcome(job: Job, seconds: float) -> tuple[bool, str]:
     """Whether the cell failed by its record, and its line."""
-    from leantune.errors import BadInput
-    from leantune.files import record
-    from leantune.files.record import summary
-
     try:
-        done = record.read_record(Path(job.outputs[0]))
+        done = read_record(Path(job.outputs[0]))
     except BadInput as error:
         return True, f"{'damaged':>11}  {job.name}: {error}"
     return done["status"] not in ("ok", "unsupported"), summary(done, seconds)

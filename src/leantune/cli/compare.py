@@ -1,6 +1,6 @@
 """`leantune compare`: step times of methods that take turns."""
 
-from leantune.cli.flags import DEVICE, SETTINGS, TRUST, Arguments, flag, path, positive
+from leantune.cli.flags import COUNT, DEVICE, SETTINGS, TRUST, Arguments, flag, path
 from leantune.files.record import write_json
 from leantune.machine.gpus import resolve_device
 from leantune.run import trials
@@ -10,7 +10,7 @@ FLAGS = (
     flag("--model", required=True),
     flag("--task", required=True),
     flag("--methods", nargs="+", required=True, metavar="STACK", help="the first is compared with"),
-    flag("--rounds", type=positive(int), default=3, help="how often each takes its turn (3)"),
+    flag("--rounds", type=COUNT, default=3, help="how often each takes its turn (3)"),
     DEVICE,
     SETTINGS,
     path("--tuning", nargs="*", default=[], metavar="FILE"),

@@ -53,25 +53,17 @@ def path(*names: str, **words: Any) -> Flag:
     return flag(*names, type=Path, **words)
 
 
-def positive(what: type[int] | type[float], most: float | None = None) -> Callable[[str], float]:
-    """Reads a number above 0."""
+def bounded(what: type, rule: str, holds: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """Reads a number for which `holds` is true; `rule` says what it must be."""
 
-    def value(text: str) -> float:
+    def value(text: str) -> Any:
         number = what(text)
-        if not number > 0 or (most is not None and number > most):  # `not`: nan compares as False
-            least = f"'{text}' must be more than 0"
-            raise ArgumentTypeError(least + (f" and at most {most}" if most else ""))
+        if not holds(number):
+            raise ArgumentTypeError(f"'{text}' must {rule}")
         return number
 
     value.__name__ = what.__name__  # argparse's word where a value is wrong
     return value
-
-
-def not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ArgumentTypeError(f"'{text}' must not be negative")
-    return number
 
 
 def several(name: str, what: type[str] | type[int], **words: Any) -> Flag:
@@ -84,6 +76,9 @@ def several(name: str, what: type[str] | type[int], **words: Any) -> Flag:
     return flag(name, type=values, action="extend", default=[], **words)
 
 
+COUNT = bounded(int, "be more than 0", lambda n: n > 0)
+MINUTES = bounded(float, "be more than 0", lambda n: n > 0)
+NOT_NEGATIVE = bounded(int, "not be negative", lambda n: n >= 0)
 GRID = flag("--grid", help="only this one of the config's grids")
 CONFIG = (path("--config", default="config/config.yaml"), GRID)
 TRUST = flag(

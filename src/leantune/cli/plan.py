@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from leantune.cli.flags import CONFIG, Arguments, flag, path, positive
+from leantune.cli.flags import CONFIG, Arguments, bounded, flag, path
 from leantune.files.text import write_text
 from leantune.prediction import cards, cost
 from leantune.spec.config import load_config
@@ -18,7 +18,7 @@ FLAGS = (
     ),
     flag(
         "--efficiency",
-        type=positive(float, most=1),
+        type=bounded(float, "be more than 0 and at most 1", lambda n: 0 < n <= 1),
         default=cards.EFFICIENCY,
         metavar="SHARE",
         help=f"of the card's peak that training reaches ({cards.EFFICIENCY})",

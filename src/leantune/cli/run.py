@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from leantune.cli.flags import CELL, Arguments, flag, not_negative, path, positive
+from leantune.cli.flags import CELL, COUNT, MINUTES, NOT_NEGATIVE, Arguments, flag, path
 from leantune.errors import BadInput
 from leantune.run import supervisor, trials
 from leantune.spec.cells import resolve_cell
@@ -14,28 +14,28 @@ FLAGS = (
     flag("--trial", type=int, metavar="N", help="a tuning trial: scored on the validation split"),
     flag(
         "--timeout",
-        type=positive(float),
+        type=MINUTES,
         default=60.0,
         metavar="MINUTES",
         help="end the cell after this (60)",
     ),
     flag(
         "--attempt",
-        type=positive(int),
+        type=COUNT,
         default=1,
         help="which attempt of the scheduler this is (1)",
     ),
     flag(
         "--attempts",
-        type=positive(int),
+        type=COUNT,
         default=1,
         help="how many it has; before the last, oom exits 75 (1)",
     ),
-    flag("--threads", type=positive(int), default=1, help="CPU threads of torch (1)"),
+    flag("--threads", type=COUNT, default=1, help="CPU threads of torch (1)"),
     flag("--force", action="store_true", help="run even where the prediction says it does not fit"),
     flag(
         "--limit-mb",
-        type=not_negative,
+        type=NOT_NEGATIVE,
         default=0,
         metavar="MIB",
         help="do not start where the prediction needs more (0: what the machine has)",
@@ -43,7 +43,7 @@ FLAGS = (
     path("--export", metavar="FOLDER", help="save the trained model here"),
     flag(
         "--flatness",
-        type=not_negative,
+        type=NOT_NEGATIVE,
         default=0,
         metavar="DRAWS",
         help="random changes after training that tell how flat the minimum is (0)",

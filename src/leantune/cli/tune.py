@@ -1,6 +1,6 @@
 """`leantune tune`: a cell for each of several settings."""
 
-from leantune.cli.flags import CELL, Arguments, flag, path, positive
+from leantune.cli.flags import CELL, MINUTES, Arguments, flag, path
 from leantune.run import trials
 
 FLAGS = (
@@ -15,7 +15,7 @@ FLAGS = (
     path("--output", default="runs/default", help="the run's folder (runs/default)"),
     flag(
         "--timeout",
-        type=positive(float),
+        type=MINUTES,
         default=60.0,
         metavar="MINUTES",
         help="end a trial after this (60)",

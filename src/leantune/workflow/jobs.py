@@ -65,7 +65,12 @@ class Jobs:
                 self._jobs[_name(cell)] = _job(words, [cell], known, self._trials)
             self.timing = _timing(self.config, known, self._trials)
             self.footprint = paper_scale.digest(paper_scale.expand(self.config))
-            self.claims = _claims_digest() if self.config.claims else ""
+            self.claims = ""
+            if self.config.claims:
+                with naming_extras("`claims: true`"):
+                    # Not at the top: it imports scipy, which takes longer than most configs' cells.
+                    from leantune.results.claims import ledger
+                self.claims = ledger.digest()
         except BadInput as error:
             # Snakemake prints it as one sentence, without a traceback.
             raise WorkflowError(str(error)) from None
@@ -151,13 +156,6 @@ def _check_trust(cells: Iterable[Cell], named: str | list[str]) -> None:
             f"model '{min(asking)}' runs code that lies beside its weights; "
             f"read that code, then allow it: snakemake --config trust_remote_code={min(asking)}"
         )
-
-
-def _claims_digest() -> str:
-    # Not at the top: it imports scipy, which takes longer than the cells of most configs.
-    with naming_extras("`claims: true`"):
-        from leantune.results.claims import ledger
-    return ledger.digest()
 
 
 def _predicted(*outputs: Path) -> Peaks:
