@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from small import batch_of, method, run, small_context, small_data, small_model, stack, trainable
+from small import method, small_context, small_model, trainable
 
 from leantune.api import BadInput
-from leantune.models import export
 from leantune.modules import adapters
 from leantune.prediction import one
 from leantune.prediction.ask import Ask
@@ -48,16 +46,3 @@ def test_activations_and_work_below_the_lowest_adapter_vanish() -> None:
     assert activations[2] < 0.25 * activations[0]
     assert flops[0] - flops[1] == pytest.approx(flops[1] - flops[2], rel=0.02)
     assert flops[2] < 0.65 * flops[0]  # the forward pass of all layers is left
-
-
-def test_export_and_reload_agree(tmp_path: Path) -> None:
-    data, ctx, model, used = (
-        small_data(tmp_path),
-        small_context(tmp_path),
-        small_model(),
-        stack("adapterdrop"),
-    )
-    run(model, used, data, ctx)
-    trained = model.eval()(**batch_of(data)).logits
-    export.save(used.export(model, ctx), tmp_path / "out")
-    assert torch.equal(export.load(tmp_path / "out")(**batch_of(data)).logits, trained)

@@ -29,30 +29,6 @@ def optimizer(
     )
 
 
-def least_squares(weight: nn.Parameter) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(0)
-    x, target = (
-        torch.randn(64, weight.shape[0], generator=draw),
-        torch.randn(weight.shape, generator=draw),
-    )
-    return (x @ weight - x @ target).square().mean()
-
-
-@pytest.mark.parametrize(
-    ("name", "rate"), [("lomo", 80.0), ("adalomo", 1.0), ("galore", 0.05), ("adamw_8bit", 0.05)]
-)
-def test_a_least_squares_problem_is_solved(tmp_path: Path, name: str, rate: float) -> None:
-    weight = nn.Parameter(torch.zeros(16, 300))
-    made = optimizer(name, [weight], rate, tmp_path, **({"gap": 20} if name == "galore" else {}))
-    first = least_squares(weight).item()
-    for step in range(300):
-        made.param_groups[0]["lr"] = rate * (1 - step / 300)
-        made.zero_grad()
-        least_squares(weight).backward()
-        made.step()
-    assert least_squares(weight).item() < 0.05 * first
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_the_body_and_the_head(tmp_path: Path, name: str) -> None:
     data, ctx, model, plain = (

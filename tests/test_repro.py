@@ -267,6 +267,6 @@ def test_a_gpu_record_needs_a_gpu(tmp_path, monkeypatch):
 def test_a_record_of_a_model_with_code_of_its_own_is_not_run(real, monkeypatch):
     row = record.read_record(real)
     model = cell_of_record(row).model
-    monkeypatch.setitem(model.spec, "trust_remote_code", True)
+    monkeypatch.setattr(model.spec, "trust_remote_code", True)
     with pytest.raises(BadInput, match="read that code, then run its command"):
         reproduce.command(row, real)

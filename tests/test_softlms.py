@@ -25,7 +25,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from leantune.api import Unsupported, is_head
-from leantune.models import export
 from leantune.modules import FactoredLinear, factored_ranks, place_factored
 from leantune.prediction.one import Probe
 from leantune.svd import decompose, weight_of
@@ -362,13 +361,3 @@ def test_export_dense_multiplies_the_factors_back(tmp_path: Path) -> None:
     dense = plugin.export(model, ctx, dense=True)
     plain.load_state_dict(dense.state_dict())
     torch.testing.assert_close(plain(**batch_of(data)).logits, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_exported_model_is_saved_and_loaded(tmp_path: Path) -> None:
-    model, data = small_model().eval(), small_data(tmp_path)
-    plugin, ctx = method("svd", multiple=1), small_context(tmp_path)
-    plugin.attach(model, data, ctx)
-    export.save(plugin.export(model, ctx), tmp_path / "out")
-    loaded = export.load(tmp_path / "out")
-    assert factored_ranks(loaded) == factored_ranks(model)
-    assert torch.equal(loaded(**batch_of(data)).logits, model(**batch_of(data)).logits)
