@@ -70,7 +70,7 @@ class Estimate:
         ]
 
 
-def items(config: ConfigFile) -> list[Item]:
+def items(config: "ConfigFile") -> list[Item]:
     """Every run that a loaded config asks for, with its tuning trials and its comparisons of
     step times, and the cells of its blocks with `not_run`. Raises BadInput for a wrong word in the
     config."""
@@ -96,18 +96,18 @@ def items(config: ConfigFile) -> list[Item]:
     return [*found.values(), *timed]
 
 
-def _grids(block: CellsBlock | TimingBlock) -> tuple[str, ...]:
+def _grids(block: "CellsBlock | TimingBlock") -> tuple[str, ...]:
     return () if block.grid is None else (block.grid,)
 
 
-def _timed(config: ConfigFile, block: TimingBlock, model: str, task: str, method: str) -> Cell:
+def _timed(config: "ConfigFile", block: "TimingBlock", model: str, task: str, method: str) -> Cell:
     settings = {**TIMED_SETTINGS, **settings_for(config, block, method, task)}
     device, on = config.device, config.hardware
     return resolve_cell(model, task, method, device=device, overrides=settings, on=on)
 
 
 def estimate(
-    config: ConfigFile,
+    config: "ConfigFile",
     gpu: str,
     efficiency: float = cards.EFFICIENCY,
     under: int | None = None,

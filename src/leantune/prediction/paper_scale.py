@@ -34,7 +34,7 @@ COLUMNS = [
 ]
 
 
-def expand(config: ConfigFile) -> list[Ask]:
+def expand(config: "ConfigFile") -> list[Ask]:
     """The rows that a validated config asks for, in its order, each once. Raises BadInput naming a
     wrong word."""
     heads = {kinds[0]: head for head, kinds in HEADS.items() if len(kinds) == 1}
