@@ -484,7 +484,7 @@ def test_plugin_scales_every_rate() -> None:
 def test_predicted_memory_of_the_blocked_step_is_the_real_one(shape: tuple[int, ...]) -> None:
     """On fake tensors one tensor of a shape and two of its blocks stand for all: the peak must be
     the same."""
-    from leantune.meter.fake_cuda import fake_mode
+    from leantune.meter.fake_cuda import QuickFakeMode
     from leantune.meter.tensors import TensorMeter
 
     def peak() -> int:
@@ -500,5 +500,5 @@ def test_predicted_memory_of_the_blocked_step_is_the_real_one(shape: tuple[int, 
         return meter.result().peak_bytes
 
     real = peak()
-    with fake_mode():
+    with QuickFakeMode():
         assert peak() == real

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.mamba import modeling_mamba
 
 from leantune.meter import fake_mamba
-from leantune.meter.fake_cuda import cuda_path, fake_mode
+from leantune.meter.fake_cuda import QuickFakeMode, cuda_path
 from leantune.meter.tensors import TensorMeter
 from leantune.prediction import one
 from leantune.prediction.ask import Ask
@@ -16,7 +16,7 @@ from leantune.prediction.ask import Ask
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kept_by_the_forward_pass(dtype: torch.dtype) -> None:
     batch, inner, length, rank, states, width = 3, 64, 20, 4, 16, 32
-    with fake_mode(), cuda_path():
+    with QuickFakeMode(), cuda_path():
         xz, conv, x_proj, dt_proj, out_proj = (
             torch.empty(*shape, dtype=dtype, requires_grad=True)
             for shape in (
@@ -32,7 +32,7 @@ def test_kept_by_the_forward_pass(dtype: torch.dtype) -> None:
             meter.track((xz, conv, x_proj, dt_proj, out_proj, A, D, bias), "inputs")
             given = meter.live_bytes
             out = fake_mamba._inner(
-                xz, conv, None, x_proj, dt_proj, out_proj, None, A, None, None, D, bias
+                xz, conv, None, x_proj, dt_proj, out_proj, None, A, None, None, D, delta_bias=bias
             )
             element = dtype.itemsize
             kept = element * (
@@ -58,7 +58,7 @@ def test_a_model_takes_the_kernel_and_gives_it_back() -> None:
         state_size=8,
         intermediate_size=64,
     )
-    with fake_mode(), cuda_path(), TensorMeter() as meter:
+    with QuickFakeMode(), cuda_path(), TensorMeter() as meter:
         model = AutoModelForCausalLM.from_config(config).train()
         ids = torch.ones(2, 64, dtype=torch.long)
         model(input_ids=ids, labels=ids).loss.backward()

@@ -13,8 +13,8 @@ from leantune.meter.allocator import MIB, CachingAllocator, replay
 KIB = 1024
 
 
-def peaks(*sizes: int, expandable: bool = False) -> tuple[int, int]:
-    result = replay([(block, size) for block, size in enumerate(sizes)], expandable)
+def peaks(*sizes: int) -> tuple[int, int]:
+    result = replay([(block, size) for block, size in enumerate(sizes)])
     return result["allocated_bytes"], result["reserved_bytes"]
 
 
@@ -74,29 +74,14 @@ def test_neighbours_merge_when_both_are_free() -> None:
     )  # the middle is still held
 
 
-def test_expandable_segments_grow_by_pages_and_keep_no_holes_between_segments() -> None:
-    assert peaks(64 * MIB, expandable=True) == (64 * MIB, 80 * MIB)
-    assert peaks(64 * MIB, 16 * MIB, expandable=True) == (80 * MIB, 80 * MIB)
-    trace = [(0, 30 * MIB), (1, 30 * MIB), (0, -30 * MIB), (1, -30 * MIB), (2, 60 * MIB)]
-    assert replay(trace)["reserved_bytes"] == 120 * MIB
-    assert replay(trace, expandable_segments=True)["reserved_bytes"] == 60 * MIB
-
-
-def test_expandable_segments_take_the_growing_end_last() -> None:
-    trace = [(0, 10 * MIB), (1, 5 * MIB), (0, -10 * MIB), (2, 4 * MIB), (3, 10 * MIB)]
-    # 5 MiB are left at the end, which would fit block 2 best; it goes into the hole, so block 3
-    # must grow the segment
-    assert replay(trace, expandable_segments=True)["reserved_bytes"] == 40 * MIB
-
-
 SIZES = st.one_of(st.integers(1, 4 * KIB), st.integers(1, 2 * MIB), st.integers(1, 40 * MIB))
 
 
-@given(st.lists(st.tuples(SIZES, st.booleans(), st.integers(0, 1000)), max_size=60), st.booleans())
+@given(st.lists(st.tuples(SIZES, st.booleans(), st.integers(0, 1000)), max_size=60))
 def test_reserved_holds_allocated_holds_requested(
-    steps: list[tuple[int, bool, int]], expandable: bool
+    steps: list[tuple[int, bool, int]],
 ) -> None:
-    allocator = CachingAllocator(expandable)
+    allocator = CachingAllocator()
     held = []
     requested = 0
     for size, free_one, which in steps:
@@ -119,12 +104,12 @@ def test_reserved_holds_allocated_holds_requested(
     )  # nothing goes back to the device
 
 
-@given(st.lists(SIZES, max_size=30), st.booleans())
-def test_repeating_a_trace_reserves_nothing_more(sizes: list[int], expandable: bool) -> None:
+@given(st.lists(SIZES, max_size=30))
+def test_repeating_a_trace_reserves_nothing_more(sizes: list[int]) -> None:
     once = [(i, size) for i, size in enumerate(sizes)] + [
         (i, -size) for i, size in enumerate(sizes)
     ]
-    assert replay(once * 3, expandable) == replay(once, expandable)
+    assert replay(once * 3) == replay(once)
 
 
 def test_an_emptied_cache_keeps_segments_in_use() -> None:
@@ -141,8 +126,3 @@ def test_an_emptied_cache_keeps_segments_in_use() -> None:
     assert allocator.peak_reserved == (20 + 30 + 2) * MIB
     again = allocator.malloc(30 * MIB)
     assert allocator.reserved == again.size == 30 * MIB
-
-
-def test_what_expandable_segments_give_back_is_refused() -> None:
-    with pytest.raises(ValueError, match="expandable"):
-        CachingAllocator(expandable_segments=True).empty_cache()

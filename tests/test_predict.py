@@ -130,7 +130,7 @@ def test_the_steady_step_says_what_many_steps_say(
 def test_the_quick_cache_changes_no_event(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = probe_for(method)(attached(probe_for(method)))
     monkeypatch.setattr(
-        metered_step, "fake_mode", lambda: FakeTensorMode(allow_non_fake_inputs=True)
+        metered_step, "QuickFakeMode", lambda: FakeTensorMode(allow_non_fake_inputs=True)
     )
     monkeypatch.setattr(FakeTensorMode, "cache", {})
     assert probe_for(method)(attached(probe_for(method))) == quick

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "prediction"
 sys.path.insert(0, str(FOLDER))
@@ -20,8 +22,11 @@ import replay  # noqa: E402
 import runs  # noqa: E402
 import scores  # noqa: E402
 import session  # noqa: E402
+from fake_gpu import AllSelected, fake_gpu  # noqa: E402
 
 from leantune.errors import BadInput, Unsupported  # noqa: E402
+from leantune.meter.fake_cuda import QuickFakeMode, fake_copies  # noqa: E402
+from leantune.meter.tensors import TensorMeter  # noqa: E402
 
 RUNS = FOLDER / "peft_l40s_runs.json"
 MIB = 2**20
@@ -307,3 +312,61 @@ def test_all_published_runs_are_predicted_within_the_limits() -> None:
     last = within_limits(command_line(RUNS))
     assert last["runs"] == 35
     assert last["failed"] <= 3
+
+
+# ------------------------------------------------------------------ the device that is no host
+
+
+class HalfOnTheHost(nn.Module):
+    """A weight on the device and a table on the host that each pass copies to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(256, 256, device="meta"))
+        self.register_buffer("table", torch.empty(256, 256))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight @ self.table.to(x.device)
+
+
+def test_a_device_apart_from_the_host_counts_copies_and_not_the_host() -> None:
+    gpu = fake_gpu()
+    size = 256 * 256 * 4
+    with QuickFakeMode(), torch.autograd.set_multithreading_enabled(False):
+        model, _ = fake_copies(HalfOnTheHost(), None, gpu)
+        meter = TensorMeter(gpu)
+        with meter:
+            meter.watch(model)
+            assert meter.live_bytes == size  # the weight alone
+            loss = model(torch.ones(256, 256, device=gpu)).sum()
+            assert [change for _, change in meter.trace].count(
+                size
+            ) == 5  # weight, x, product, table, product
+            loss.backward()
+            optimizer = torch.optim.AdamW(model.parameters())
+            optimizer.step()
+    assert str(model.weight.grad.device) == "gpu:0"
+    assert optimizer.state[model.weight]["exp_avg"].device.type == gpu
+    everything = TensorMeter()
+    with QuickFakeMode():
+        model, _ = fake_copies(HalfOnTheHost(), None)
+        with everything:
+            everything.watch(model)
+    assert everything.live_bytes == 2 * size
+
+
+def test_values_known_on_the_host_can_move_to_the_device() -> None:
+    gpu = fake_gpu()
+    with QuickFakeMode():
+        assert torch.tensor([1.0, 2.0], device=gpu).device.type == gpu
+        assert torch.tensor([3.0]).to(gpu).device.type == gpu
+
+
+def test_a_mask_selects_everything_if_asked_and_else_needs_values() -> None:
+    with AllSelected():
+        x = torch.ones(4, 6)
+        assert x[x > 0].shape == (24,)
+    with QuickFakeMode():
+        x = torch.ones(4, 6)
+        with pytest.raises(DynamicOutputShapeException):
+            x[x > 0]

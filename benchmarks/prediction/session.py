@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from fake_gpu import AllSelected, fake_gpu
 from peft import PeftConfig, get_peft_model
 from peft.optimizers import (
     create_lorafa_optimizer,
@@ -41,8 +42,7 @@ from transformers.utils import logging
 
 from leantune.errors import Unsupported
 from leantune.meter.allocator import CachingAllocator
-from leantune.meter.device import fake_gpu
-from leantune.meter.fake_cuda import cuda_path, fake_copies, fake_mode
+from leantune.meter.fake_cuda import cuda_path, fake_copies
 from leantune.meter.tensors import TensorMeter
 
 # The one fit, for all runs: the tokens of the longest batch, which are not published.
@@ -136,7 +136,7 @@ def _session(
         one_thread = torch.autograd.set_multithreading_enabled(False)  # a fake mode is not for two
         with (
             torch.random.fork_rng(devices=[]),
-            fake_mode(all_selected=True),
+            AllSelected(),
             cuda_path(),
             one_thread,
         ):

@@ -56,13 +56,9 @@ class Clocks:
             self._sampler.wait()
             self._sampler = None
             self._output.seek(0)
-            rows = [
-                [word.strip() for word in line.split(",")]
-                for line in self._output.read().splitlines()
-            ]
-            self.samples += [
-                row for row in rows if len(row) == len(FIELDS)
-            ]  # the last line may be cut
+            lines = [line.split(",") for line in self._output.read().splitlines()]
+            # the last line may be cut
+            self.samples += [words for words in lines if len(words) == len(FIELDS)]
 
     def result(self) -> dict[str, Any] | None:
         """Samples taken, the median and lowest SM clock and the highest that the device has (MHz),
@@ -73,16 +69,16 @@ class Clocks:
         """
         if not self.samples:
             return None
-        clock, limit, heat, power = ([_number(row[i]) for row in self.samples] for i in range(4))
-        masks = [int(row[4], 16) for row in self.samples if row[4].startswith("0x")]
+        clock, limit, heat, power, _ = map(_numbers, zip(*self.samples, strict=True))
+        masks = [int(mask, 16) for *_, mask in self.samples if mask.strip().startswith("0x")]
         slow = [mask for mask in masks if mask & sum(SLOWDOWNS.values())]
         return {
             "samples": len(self.samples),
-            "sm_mhz_median": _of(statistics.median, clock),
-            "sm_mhz_lowest": _of(min, clock),
-            "sm_mhz_limit": _of(max, limit),
-            "hottest_celsius": _of(max, heat),
-            "most_watts": _of(max, power),
+            "sm_mhz_median": statistics.median(clock) if clock else None,
+            "sm_mhz_lowest": min(clock, default=None),
+            "sm_mhz_limit": max(limit, default=None),
+            "hottest_celsius": max(heat, default=None),
+            "most_watts": max(power, default=None),
             "throttled_share": len(slow) / len(masks) if masks else None,
             "slowdowns": [
                 name for name, bit in SLOWDOWNS.items() if any(mask & bit for mask in masks)
@@ -90,13 +86,10 @@ class Clocks:
         }
 
 
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:  # such as "[N/A]"
-        return None
-
-
-def _of(function: Any, numbers: list[float | None]) -> float | None:
-    known = [number for number in numbers if number is not None]
-    return function(known) if known else None
+def _numbers(words: tuple[str, ...]) -> list[float]:
+    """Those of the words that are numbers; others are such as "[N/A]"."""
+    found = []
+    for word in words:
+        with contextlib.suppress(ValueError):
+            found.append(float(word))
+    return found

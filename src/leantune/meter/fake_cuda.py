@@ -3,9 +3,9 @@ memory.
 
 A fake tensor on the `cpu` device runs the CPU's choice of implementations. `cuda_path` swaps those
 whose memory differs on CUDA: dropout (a mask of 1 byte an element, not a float one), attention (a
-fused kernel that saves no probabilities), Mamba's scan (meter/mamba.py) and the autocast policy
+fused kernel that saves no probabilities), Mamba's scan (meter/fake_mamba.py) and the autocast policy
 (ATen/autocast_mode.h: CUDA runs more operators in float32). Operators with an autocast policy on
-the CPU already have CUDA's, float32. `fake_copy` makes the copy of a model that a probe trains in
+the CPU already have CUDA's, float32. `fake_copies` makes the copy of a model that a probe trains in
 place of the model.
 """
 
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,6 @@ from leantune.errors import Unsupported
 from leantune.meter import fake_mamba
 from leantune.meter.tensors import plain_attributes, tensors_in
 
-Companion = TypeVar("Companion")
 aten = torch.ops.aten
 HALF = (torch.bfloat16, torch.float16)
 
@@ -53,8 +53,9 @@ linalg_matrix_norm.str_ord sum sum.dim_IntList
 )
 
 
-class _QuickFakeMode(FakeTensorMode):
-    """FakeTensorMode with a shorter way through its cache of results.
+class QuickFakeMode(FakeTensorMode):
+    """A mode under which operators compute shapes and no values; real tensors may take part. It is
+    FakeTensorMode with a shorter way through its cache of results.
 
     A training step is thousands of operators on a few shapes, so nearly all of its time is the
     cache's. The key here has what a dense tensor's result can depend on, and leaves out sparse,
@@ -62,12 +63,9 @@ class _QuickFakeMode(FakeTensorMode):
     making passed.
     """
 
-    def __init__(self, all_selected: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self.all_selected = all_selected
-        self._attributes: dict[
-            torch.device, dict[str, Any]
-        ] = {}  # of a new fake tensor on a device
+        self._attributes: dict[torch.device, dict[str, Any]] = {}  # of a new fake tensor there
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -80,14 +78,6 @@ class _QuickFakeMode(FakeTensorMode):
                 made = [self._made(one, func, args) for one in known.output_infos]
                 return tuple(made) if known.is_output_tuple else made[0]
         return super().__torch_dispatch__(func, types, args, kwargs or {})
-
-    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is aten.nonzero.default and self.all_selected:
-            with self:
-                return torch.empty(
-                    args[0].numel(), args[0].dim(), dtype=torch.long, device=args[0].fake_device
-                )
-        return super().dispatch(func, types, args, kwargs)
 
     @property
     def avoid_device_init(self) -> bool:
@@ -150,15 +140,6 @@ class _QuickFakeMode(FakeTensorMode):
         return fake
 
 
-def fake_mode(all_selected: bool = False) -> FakeTensorMode:
-    """A mode under which operators compute shapes and no values; real tensors may take part.
-
-    What a mask selects depends on values. With `all_selected` it is everything, the most that it
-    can be.
-    """
-    return _QuickFakeMode(all_selected)
-
-
 @contextlib.contextmanager
 def cuda_path() -> Iterator[None]:
     """Make fake CPU tensors allocate as CUDA ones do. For use inside a fake mode only: nothing is
@@ -178,26 +159,18 @@ def cuda_path() -> Iterator[None]:
         library._destroy()
 
 
-def fake_copy(model: nn.Module) -> nn.Module:
-    """The model with empty fake CPU tensors in place of its parameters, buffers and plain tensor
-    attributes.
-
-    Enter `fake_mode()` first. The model may be real or on the meta device; its values are neither
-    read nor copied. Ties, views of one storage, `requires_grad` and attributes of parameters stay.
-    Raises Unsupported for tensor subclasses (quantised weights), which have no fake form here.
-    """
-    return fake_copies(model, None)[0]
-
-
 def fake_copies(
-    model: nn.Module, companion: Companion, device: str = "cpu", host: str = "cpu"
-) -> tuple[nn.Module, Companion]:
-    """`fake_copy` of a model and a copy of an object that may refer to its tensors, such as a
-    method's state.
+    model: nn.Module, companion: Any = None, device: str = "cpu", host: str = "cpu"
+) -> tuple[nn.Module, Any]:
+    """The model with empty fake tensors in place of its parameters, buffers and plain tensor
+    attributes, and a copy of an object that may refer to them, such as a method's state.
 
-    Tensors that the companion holds and the model does not (a method's own examples) are shared,
-    not copied. Tensors on the meta device get their fakes on `device`, all others on `host` (see
-    `device.fake_gpu`).
+    Enter `QuickFakeMode()` first. The model may be real or on the meta device; its values are
+    neither read nor copied. Ties, views of one storage, `requires_grad` and attributes of
+    parameters stay. Tensors that the companion holds and the model does not (a method's own
+    examples) are shared, not copied. Tensors on the meta device get their fakes on `device`, all
+    others on `host`. Raises Unsupported for tensor subclasses (quantised weights), which have no
+    fake form here.
     """
     tensors = list(_own_tensors(model))
     users = Counter(t.untyped_storage()._cdata for t in tensors)
@@ -206,27 +179,19 @@ def fake_copies(
     for tensor in tensors:
         storage = tensor.untyped_storage()
         place = device if tensor.is_meta else host
-        alone = (
-            users[storage._cdata] == 1
-            and storage.nbytes() == tensor.nbytes
-            and tensor.storage_offset() == 0
-        )
-        if alone:
-            data = torch.empty_strided(
-                tensor.size(), tensor.stride(), dtype=tensor.dtype, device=place
-            )
+        shape = tensor.size(), tensor.stride()
+        whole = storage.nbytes() == tensor.nbytes and tensor.storage_offset() == 0
+        if whole and users[storage._cdata] == 1:
+            data = torch.empty_strided(*shape, dtype=tensor.dtype, device=place)
         else:
             if storage._cdata not in bases:
-                bases[storage._cdata] = torch.empty(
-                    storage.nbytes(), dtype=torch.uint8, device=place
-                )
+                empty = torch.empty(storage.nbytes(), dtype=torch.uint8, device=place)
+                bases[storage._cdata] = empty
             typed = bases[storage._cdata].view(tensor.dtype)
-            data = typed.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+            data = typed.as_strided(*shape, tensor.storage_offset())
         if isinstance(tensor, nn.Parameter):
             data = nn.Parameter(data, requires_grad=tensor.requires_grad)
-        data.__dict__.update(
-            {name: value for name, value in vars(tensor).items() if name not in vars(data)}
-        )
+        data.__dict__.update({k: v for k, v in vars(tensor).items() if k not in vars(data)})
         memo[id(tensor)] = data
     for tensor in tensors_of(companion):
         memo.setdefault(id(tensor), tensor)
@@ -242,14 +207,9 @@ def tensors_of(value: Any, depth: int = 4) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif depth and not isinstance(value, (nn.Module, type)):
-        items = (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, (list, tuple))
-            else ()
-        )
-        for item in [*items, *getattr(value, "__dict__", {}).values()]:
+        items = value.values() if isinstance(value, dict) else value
+        listed = items if isinstance(value, (dict, list, tuple)) else ()
+        for item in [*listed, *getattr(value, "__dict__", {}).values()]:
             yield from tensors_of(item, depth - 1)
 
 
@@ -257,19 +217,15 @@ def _own_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Every tensor that the model's modules hold, once."""
     seen: set[int] = set()
     for module in model.modules():
-        held = [
-            *module._parameters.values(),
-            *module._buffers.values(),
-            *tensors_in(plain_attributes(module)),
-        ]
-        for tensor in held:
+        held = (module._parameters.values(), module._buffers.values())
+        for tensor in (*itertools.chain(*held), *tensors_in(plain_attributes(module))):
             if tensor is None or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
             if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer, FakeTensor):
                 raise Unsupported(
-                    f"{type(module).__name__} holds a {type(tensor).__name__}, which has no fake copy; "
-                    "measure this model on a real device instead"
+                    f"{type(module).__name__} holds a {type(tensor).__name__}, which has no fake "
+                    "copy; measure this model on a real device instead"
                 )
             yield tensor
 

@@ -39,31 +39,17 @@ def kernel() -> Iterator[None]:
         module.mamba_inner_fn = before
 
 
-def _inner(
-    xz: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    out_proj: Tensor,
-    out_bias: Tensor | None,
-    A: Tensor,
-    B: None,
-    C: None,
-    D: Tensor,
-    delta_bias: Tensor,
-    **settings: Any,
-) -> Tensor:
-    return _Inner.apply(
-        xz, conv_weight, conv_bias, x_proj, dt_proj, out_proj, out_bias, A, D, delta_bias
-    )  # type: ignore[no-untyped-call,no-any-return]
+def _inner(*given: Any, delta_bias: Tensor, **settings: Any) -> Tensor:
+    """As transformers calls it; B and C are None there, since they depend on the input."""
+    *before, A, _, _, D = given
+    return _Inner.apply(*before, A, D, delta_bias)  # type: ignore[no-any-return]  # torch's is untyped
 
 
 class _Inner(torch.autograd.Function):
     """xz: (batch, 2 x inner, length) with the gate in its second half; A: (inner, states) in fp32."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # of any arguments
         ctx: Any,
         xz: Tensor,
         conv_weight: Tensor,
@@ -76,12 +62,8 @@ class _Inner(torch.autograd.Function):
         D: Tensor,
         delta_bias: Tensor,
     ) -> Tensor:
-        ctx.dtypes = (
-            x_proj.dtype,
-            dt_proj.dtype,
-            out_proj.dtype,
-            None if out_bias is None else out_bias.dtype,
-        )
+        projections = (x_proj, dt_proj, out_proj, out_bias)
+        ctx.dtypes = [None if t is None else t.dtype for t in projections]
         if torch.is_autocast_enabled("cpu"):
             low = torch.get_autocast_dtype("cpu")
             x_proj, dt_proj, out_proj = x_proj.to(low), dt_proj.to(low), out_proj.to(low)
@@ -92,7 +74,7 @@ class _Inner(torch.autograd.Function):
         rank, states = dt_proj.size(1), A.size(1)
         convolved = torch.empty_like(x)
         x_dbl = F.linear(convolved.transpose(1, 2).reshape(batch * length, inner), x_proj)
-        delta = (dt_proj @ x_dbl[:, :rank].t()).view(inner, batch, length).transpose(0, 1)
+        delta = _delta(dt_proj, x_dbl, batch)
         B, C = (
             part.view(batch, length, 1, states).permute(0, 2, 3, 1).contiguous()
             for part in (x_dbl[:, rank : rank + states], x_dbl[:, -states:])
@@ -101,56 +83,28 @@ class _Inner(torch.autograd.Function):
         chunks = torch.empty(
             batch, inner, -(-length // CHUNK), 2 * states, dtype=A.dtype, device=A.device
         )
-        ctx.save_for_backward(
-            xz,
-            conv_weight,
-            conv_bias,
-            x_dbl,
-            x_proj,
-            dt_proj,
-            out_proj,
-            A,
-            B,
-            C,
-            D,
-            delta_bias,
-            chunks,
-            out,
-        )
+        kept = (x_dbl, x_proj, dt_proj, out_proj, A, B, C, D, delta_bias, chunks, out)
+        ctx.save_for_backward(xz, conv_weight, conv_bias, *kept)
         return F.linear(gated.transpose(1, 2), out_proj, out_bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (
-            xz,
-            conv_weight,
-            conv_bias,
-            x_dbl,
-            x_proj,
-            dt_proj,
-            out_proj,
-            A,
-            B,
-            C,
-            D,
-            delta_bias,
-            _,
-            out,
-        ) = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # of any arguments
+        xz, conv_weight, conv_bias, x_dbl, x_proj, dt_proj, out_proj, *others = ctx.saved_tensors
+        A, B, C, D, delta_bias, _, out = others
         x, _ = xz.chunk(2, dim=1)
         batch, inner, length = x.shape
         rank, states = dt_proj.size(1), A.size(1)
         gradient = gradient.contiguous()
         convolved = torch.empty_like(x)
-        delta = (dt_proj @ x_dbl[:, :rank].t()).view(inner, batch, length).transpose(0, 1)
+        delta = _delta(dt_proj, x_dbl, batch)
         d_xz = torch.empty_like(xz)  # the kernels write both halves in place
         flat = gradient.permute(2, 0, 1).reshape(gradient.size(2), batch * length)
         d_out = (out_proj.t() @ flat).view(inner, batch, length).transpose(0, 1)
         gated = torch.empty_like(out)
         d_convolved, d_delta = torch.empty_like(convolved), torch.empty_like(delta)
         d_A, d_D, d_bias = torch.zeros_like(A), torch.zeros_like(D), torch.zeros_like(delta_bias)
-        d_B, d_C = (torch.zeros_like(t, dtype=torch.float32).to(t.dtype) for t in (B, C))
+        d_B, d_C = _summed(B), _summed(C)
         del d_out
         d_out_proj = flat @ gated.transpose(0, 1).reshape(inner, batch * length).t()
         d_out_bias = None if ctx.dtypes[3] is None else gradient.sum(dim=(0, 1)).to(ctx.dtypes[3])
@@ -163,22 +117,19 @@ class _Inner(torch.autograd.Function):
         d_flat = d_convolved.transpose(0, 1).reshape(inner, batch * length)
         d_x_proj = d_x_dbl.t() @ convolved.transpose(1, 2).reshape(batch * length, inner)
         d_flat.addmm_(x_proj.t(), d_x_dbl.t())
-        d_conv = torch.zeros_like(conv_weight, dtype=torch.float32).to(conv_weight.dtype)
-        d_conv_bias = (
-            None
-            if conv_bias is None
-            else torch.zeros_like(conv_bias, dtype=torch.float32).to(conv_bias.dtype)
-        )
-        types = ctx.dtypes
-        return (
-            d_xz,
-            d_conv,
-            d_conv_bias,
-            d_x_proj.to(types[0]),
-            d_dt_proj.to(types[1]),
-            d_out_proj.to(types[2]),
-            d_out_bias,
-            d_A,
-            d_D,
-            d_bias,
-        )
+        d_conv = _summed(conv_weight)
+        d_conv_bias = None if conv_bias is None else _summed(conv_bias)
+        found = zip((d_x_proj, d_dt_proj, d_out_proj), ctx.dtypes[:3], strict=True)
+        projections = [t.to(dtype) for t, dtype in found]
+        return d_xz, d_conv, d_conv_bias, *projections, d_out_bias, d_A, d_D, d_bias
+
+
+def _delta(dt_proj: Tensor, x_dbl: Tensor, batch: int) -> Tensor:
+    """(batch, inner, length), from the first columns of the projection."""
+    flat = dt_proj @ x_dbl[:, : dt_proj.size(1)].t()
+    return flat.view(dt_proj.size(0), batch, -1).transpose(0, 1)
+
+
+def _summed(like: Tensor) -> Tensor:
+    """A gradient that the kernel sums in float32 and then casts."""
+    return torch.zeros_like(like, dtype=torch.float32).to(like.dtype)

@@ -19,7 +19,7 @@ from torch import nn
 from leantune.api import Batch, Context
 from leantune.errors import Unsupported
 from leantune.meter.allocator import replay
-from leantune.meter.fake_cuda import cuda_path, fake_copies, fake_mode
+from leantune.meter.fake_cuda import QuickFakeMode, cuda_path, fake_copies
 from leantune.meter.tensors import TensorMeter, optimizer_tensors
 from leantune.spec.stacks import stack_name
 from leantune.training.loop import Schedule, Watch, train
@@ -140,7 +140,7 @@ class Probe:
     def _fake(self, cuda: bool = True) -> Iterator[None]:
         path = cuda_path() if cuda else contextlib.nullcontext()
         try:
-            with torch.random.fork_rng(devices=[]), fake_mode(), path:
+            with torch.random.fork_rng(devices=[]), QuickFakeMode(), path:
                 yield
         except RuntimeError as error:  # of fake tensors, .numpy() and missing kernels alike
             name = stack_name(self.stack.parts)

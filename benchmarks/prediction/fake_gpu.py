@@ -1,14 +1,29 @@
-"""A device for fake tensors that is not the host."""
+"""A device for fake tensors that is not the host, and a fake mode in which masks select all."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from leantune.meter.fake_cuda import QuickFakeMode
+
 GPU = "gpu"
+nonzero = torch.ops.aten.nonzero.default
+
+
+class AllSelected(QuickFakeMode):
+    """What a mask selects depends on values. Here it is everything, the most that it can be."""
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not nonzero:
+            return super().dispatch(func, types, args, kwargs)
+        (mask,) = args
+        with self:
+            return torch.empty(mask.numel(), mask.dim(), dtype=torch.long, device=mask.fake_device)
 
 
 def fake_gpu() -> str:
