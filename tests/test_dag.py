@@ -316,8 +316,8 @@ def test_the_footprint_is_made_again_only_when_what_it_depends_on_changed(projec
     [
         ({"footprint": footprint_of("alpha+beta")}, "both take the slot"),
         ({"footprint": footprint_of("nonsense")}, "unknown method 'nonsense'"),
-        ({"footprint": [{"models": ["minilm-l6"]}]}, "'methods' is a required property"),
-        ({"cell": []}, "'cell' was unexpected"),
+        ({"footprint": [{"models": ["minilm-l6"]}]}, "key 'footprint.0.methods' is missing"),
+        ({"cell": []}, "key 'cell' is unknown; allowed: output"),
         ({"set": {"task.stepz": 3}}, "'task.stepz' is no setting of task 'sentiment'"),
     ],
 )
