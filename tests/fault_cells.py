@@ -49,10 +49,12 @@ def strike(fault):
     if fault.startswith("stop"):  # SIGTERM or SIGUSR1, as a scheduler sends it to the command
         os.kill(os.getppid(), getattr(signal, fault.split()[1]))
         time.sleep(0.5)
-    if fault == "tell gpu":  # which device the worker was given, and whether its lease was handed on
-        lease = f"{os.environ['LEANTUNE_LEASES']}/{os.environ['CUDA_VISIBLE_DEVICES']}.gpu"
-        held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
-        Path(os.environ["FAULT"]).write_text(f"{os.environ['CUDA_VISIBLE_DEVICES']} {lease in held}")
+    if fault == "tell gpu":  # which device the worker has, and whether its lease was handed on
+        device = os.environ["CUDA_VISIBLE_DEVICES"]
+        lease = f"{os.environ['LEANTUNE_LEASES']}/{device}.gpu"
+        files = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        held = [os.readlink(file) for file in files if os.path.exists(file)]
+        Path(os.environ["FAULT"]).write_text(f"{device} {lease in held}")
     if fault == "hang":
         time.sleep(600)
     if fault == "address space":  # an rlimit, as `ulimit -v` sets it

@@ -68,7 +68,8 @@ def faulty(tmp_path, host):
     folder = tmp_path / "plugins" / "methods" / "faulty"
     folder.mkdir(parents=True)
     (folder / "method.yaml").write_text(
-        "name: faulty\nsummary: Fails in a way that the test chooses.\nslot: adaptation\nparams: {lr: 0.001, fault: none}\n"
+        "name: faulty\nsummary: Fails in a way that the test chooses.\nslot: adaptation\n"
+        "params: {lr: 0.001, fault: none}\n"
     )
     (folder / "method.py").write_text(FAULTY)
 
@@ -307,7 +308,8 @@ def test_a_label_unseen_in_training_stops_the_cell_without_a_record(tmp_path, ho
     folder = tmp_path / "tasks" / "odd"
     (folder / "data").mkdir(parents=True)
     (folder / "task.yaml").write_text(
-        "name: odd\nsummary: A task whose test split has a label of its own.\nkind: classification\n"
+        "name: odd\nsummary: A task whose test split has a label of its own.\n"
+        "kind: classification\n"
         "source: {local: data}\nsplits: {train: 4, validation: 2, test: 2}\n"
         "training: {steps: 1, batch: 2, length: 8}\n"
         "metric: {module: classification, score: accuracy, higher_is_better: true}\n"
@@ -316,7 +318,8 @@ def test_a_label_unseen_in_training_stops_the_cell_without_a_record(tmp_path, ho
         "from datasets import Dataset\n"
         "def load(folder):\n"
         "    train = Dataset.from_dict({'text': list('abcdefgh'), 'label': ['x', 'y'] * 4})\n"
-        "    return {'train': train, 'test': Dataset.from_dict({'text': ['i', 'j'], 'label': ['x', 'z']})}\n"
+        "    test = Dataset.from_dict({'text': ['i', 'j'], 'label': ['x', 'z']})\n"
+        "    return {'train': train, 'test': test}\n"
     )
     out = tmp_path / "row.json"
     done = host.run(

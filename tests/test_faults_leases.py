@@ -178,7 +178,8 @@ def test_a_device_is_not_free_before_the_worker_of_a_killed_supervisor_has_ended
         "from pathlib import Path\n"
         "from leantune.machine.gpu_lease import gpu_lease\n"
         "from leantune.machine.gpus import Gpu\n"
-        "with gpu_lease(folder=Path(sys.argv[1]), devices=lambda: [Gpu(0, 'GPU-0', 'Stub', 0, 1)]) as leased:\n"
+        "gpu = Gpu(0, 'GPU-0', 'Stub', 0, 1)\n"
+        "with gpu_lease(folder=Path(sys.argv[1]), devices=lambda: [gpu]) as leased:\n"
         "    worker = subprocess.Popen(['sleep', '60'], pass_fds=(leased.lock,))\n"
         "    print(worker.pid, flush=True)\n"
         "    time.sleep(60)\n"
@@ -229,7 +230,8 @@ def test_a_device_that_others_use_is_refused_and_its_holder_named(tmp_path):
 NVIDIA_SMI = """#!/bin/sh
 case "$1" in
   --query-gpu=name) echo "Stub 80GB"; echo "Stub 80GB" ;;
-  --query-gpu=*) echo "0, GPU-aaaa, Stub 80GB, 3, 81559"; echo "1, GPU-bbbb, Stub 80GB, 41000, 81559" ;;
+  --query-gpu=*) echo "0, GPU-aaaa, Stub 80GB, 3, 81559"
+                 echo "1, GPU-bbbb, Stub 80GB, 41000, 81559" ;;
   --query-compute-apps=*) echo "GPU-bbbb, 1" ;;
 esac
 """

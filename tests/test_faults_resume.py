@@ -10,9 +10,8 @@ import torch
 from tests.small import batch_of, small_context, small_data, small_model, stack
 
 from leantune.errors import BadInput
-from leantune.training import resume as checkpoint
 from leantune.training.loop import Schedule, Training, train
-from leantune.training.resume import Preempted
+from leantune.training.resume import Preempted, capture, read, restore, write
 from leantune.training.stack import Stack
 
 pytestmark = pytest.mark.faults
@@ -57,9 +56,11 @@ class Run:
         def batches():
             yield from (batch_of(data, step) for step in range(STEPS))
 
+        def score(model):
+            return float(sum(p.detach().double().sum() for p in model.parameters()))
+
         schedule = Schedule(steps=STEPS, evaluations=2, warmup=0.2)
         try:
-            score = lambda model: float(sum(p.detach().double().sum() for p in model.parameters()))  # noqa: E731
             done = train(
                 model,
                 stacked,
@@ -87,8 +88,8 @@ class Run:
         if caught.value.state is None:
             return None
         file = self.folder / "kept.checkpoint"
-        assert checkpoint.write(file, "x", caught.value.state, {"details": caught.value.details})
-        state, measured = checkpoint.read(file, "x")
+        assert write(file, "x", caught.value.state, {"details": caught.value.details})
+        state, measured = read(file, "x")
         return {"state": state, "measured": measured}
 
 
@@ -155,9 +156,9 @@ def test_the_optimizer_keeps_its_own_precision(tmp_path):
     first = optimizer()
     weight.grad = torch.full_like(weight, 0.1)
     first.step()
-    state = checkpoint.capture(module, first, {"weight"})
+    state = capture(module, first, {"weight"})
     second = optimizer()
-    checkpoint.restore(state, module, second)
+    restore(state, module, second)
     assert second.state[weight]["exp_avg"].dtype == torch.float32
     assert torch.equal(second.state[weight]["exp_avg"], first.state[weight]["exp_avg"])
 
@@ -168,22 +169,22 @@ def test_a_state_of_another_structure_is_refused_and_changes_nothing(tmp_path):
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(BadInput, match="another structure"):
-        checkpoint.restore(state, model, optimizer)
+        restore(state, model, optimizer)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "another cell"])
 def test_a_damaged_or_foreign_checkpoint_is_named_removed_and_not_used(tmp_path, capsys, damage):
     file = tmp_path / "0.json.checkpoint"
-    assert checkpoint.write(file, "mine", {"weights": torch.randn(1000)}, {})
+    assert write(file, "mine", {"weights": torch.randn(1000)}, {})
     whole = file.read_bytes()
     if damage == "another cell":
-        assert checkpoint.read(file, "mine") is not None
+        assert read(file, "mine") is not None
     else:
         file.write_bytes(
             {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"no checkpoint"}[damage]
         )
-    assert checkpoint.read(file, "other" if damage == "another cell" else "mine") is None
+    assert read(file, "other" if damage == "another cell" else "mine") is None
     assert not file.exists()
     said = capsys.readouterr().err
     assert "0.json.checkpoint is not used" in said
@@ -197,4 +198,4 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 
     file = tmp_path / "kept"
     torch.save({"cell": "x", "state": Evil(), "measured": {}}, file)
-    assert checkpoint.read(file, "x") is None
+    assert read(file, "x") is None

@@ -168,7 +168,7 @@ def test_clocks_were_watched():
 
 
 def test_a_gpu_and_the_cpu_learn_the_same():
-    """Not to the bit: sums have another order. Same batches, same first loss, near the same score."""
+    """Not to the bit: sums have another order. Same batches and first loss, near the same score."""
     settings = {**SHORT, "task.steps": 60}
     on_gpu = measured("lora", **settings)
     cell = resolve_cell("minilm-l6", "sentiment", "lora", 0, device="cpu", overrides=settings)

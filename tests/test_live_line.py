@@ -52,7 +52,8 @@ def project(tmp_path):
         "*' gate '*) echo the table of what was reproduced;;\n"
         "*beta*1.json) echo 'the log of the broken cell' >&2; exit 3;;\n"
         '*alpha*1.json) cp bad.json "$last";;\n'
-        "*) echo 'sentiment toy: step 40 of 50, loss 0.7, 3 s left' >&2; sleep 1.5; cp good.json \"$last\";;\n"
+        "*) echo 'sentiment toy: step 40 of 50, loss 0.7, 3 s left' >&2\n"
+        '   sleep 1.5; cp good.json "$last";;\n'
         "esac"
     )
     return project

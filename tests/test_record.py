@@ -10,7 +10,7 @@ import pytest
 from leantune.errors import BadInput
 from leantune.files import record
 from leantune.results import reproduce
-from leantune.run import provenance as provenance_module
+from leantune.run.provenance import provenance
 from leantune.spec.cells import cell_of_record, resolve_cell
 from leantune.spec.settings import recorded_settings
 
@@ -31,7 +31,7 @@ def good():
         "trial": None,
     }
     made["key"] = dict(cell.key)
-    made["provenance"] = provenance_module.provenance(cell.command(), cell.hashes, cell.hardware)
+    made["provenance"] = provenance(cell.command(), cell.hashes, cell.hardware)
     return made
 
 
@@ -73,10 +73,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path, good, mon
 
 
 def test_provenance_names_commit_packages_and_command(good):
-    provenance = good["provenance"]
-    assert provenance["command"].startswith("leantune run --model minilm-l6")
-    assert provenance["packages"]["torch"].startswith("2.13")
-    assert set(provenance["hashes"]) == {"method", "task", "model"}
+    told = good["provenance"]
+    assert told["command"].startswith("leantune run --model minilm-l6")
+    assert told["packages"]["torch"].startswith("2.13")
+    assert set(told["hashes"]) == {"method", "task", "model"}
 
 
 # ------------------------------------------------------------------ what the cell was given

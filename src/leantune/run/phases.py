@@ -214,11 +214,16 @@ class Run:
 
     def measure_flatness(self) -> None:
         """How flat the minimum is, before a method merges what it trained."""
-        device, dtype = self.cell.device, self.cell.training["dtype"]
+        how = (self.cell.device, self.cell.training["dtype"])
         names = {name for name, p in self.trained if not is_head(p)}
         some = list(evaluation_batches(self.data, "validation"))
-        loss = lambda model: mean_loss(model, some, device, dtype)  # noqa: E731
-        self.flatness = flatness(self.model, names, loss, self.cell.flatness, self.cell.seed)
+        self.flatness = flatness(
+            self.model,
+            names,
+            lambda model: mean_loss(model, some, *how),
+            self.cell.flatness,
+            self.cell.seed,
+        )
 
     def export(self) -> None:
         """The model as it would be deployed, and its files where they are asked for."""

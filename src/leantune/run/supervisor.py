@@ -32,8 +32,6 @@ from leantune.run.provenance import provenance
 from leantune.spec.cells import Cell
 from leantune.spec.stacks import unsupported_reason
 
-STOPS = (signal.SIGTERM, signal.SIGUSR1)  # what a scheduler sends ahead of the end
-
 
 @naming_extras("a cell", "datasets")
 def run(
@@ -186,7 +184,8 @@ def _stops(workers: Sequence[subprocess.Popen[str]]) -> Iterator[list[int]]:
         for worker in workers:
             worker.terminate()
 
-    former = {number: signal.signal(number, pass_on) for number in STOPS}
+    numbers = (signal.SIGTERM, signal.SIGUSR1)  # here: Windows, where no cell runs, has no SIGUSR1
+    former = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield came
     finally:
