@@ -130,10 +130,10 @@ def _run_worker(job: Job, timeout_minutes: float) -> dict[str, Any]:
         reason = "the kernel killed the worker: out of memory"
         return {"status": "oom", "phase": phase, "reason": reason, **lack}
     # the exception's own line of a traceback
-    reason = "".join(errors).strip().rpartition("\n")[2].strip()[:500]
+    reason = ("".join(errors).strip().splitlines() or ["it ended without a word"])[-1][:500]
     if code < 0:
         reason = f"the worker was ended by {signal.Signals(-code).name}"
-    return {"status": "error", "phase": phase, "reason": reason or "it ended without a word"}
+    return {"status": "error", "phase": phase, "reason": reason}
 
 
 def _leased(cell: Cell) -> contextlib.AbstractContextManager[Leased | None]:
