@@ -20,9 +20,10 @@ from sample_records import failed, ok, place, write
 from leantune import report
 from leantune.cli import parser
 from leantune.files.text import csv_text
-from leantune.report import charts, sentences, site
-from leantune.report.data import Row, read_results
-from leantune.results import build
+from leantune.prediction import paper_scale
+from leantune.report import charts, sentences, site, views
+from leantune.report.data import Line, read_content
+from leantune.results import build, columns
 from leantune.spec import plugins
 
 ROOT = plugins.roots()[0]
@@ -344,8 +345,8 @@ def test_a_failed_cell_is_named_under_the_charts_and_in_the_table_of_failures(tm
 
 
 def group_of(folder, *records, **more):
-    read = read_results(results(folder, *records, **more))
-    return read.groups[0], read
+    content = read_content(results(folder, *records, **more))
+    return content.leaderboards[0], content
 
 
 def test_the_sentences_of_quality_name_what_is_cheapest(tmp_path):
@@ -379,7 +380,7 @@ def test_the_sentences_of_the_other_charts_follow_their_records(tmp_path):
     soft["details"] = {"ranks": {"encoder.layer.0.query": 8, "encoder.layer.1.query": 24}}
     slim["quality"]["steps_to_target"] = 50
     group, read = group_of(tmp_path, run("full", 0.8, 200), slim, soft)
-    says = {chart.id.split("-")[0]: chart.says for chart in charts.of_group(group, read)}
+    says = {chart.id.split("-")[0]: chart.says for chart in charts.of_board(group, read)}
     assert says["waterfall"] == (
         "safe saves the most against full, 150.0 MiB of 300.0 MiB; 150.0 MiB of it are optimizer states."
     )
@@ -396,12 +397,12 @@ def test_the_sentences_of_the_other_charts_follow_their_records(tmp_path):
     )
     soft["details"]["ranks"] = {"a.0.b": 8, "a.1.b": 8}  # a setting, not a result
     group, read = group_of(tmp_path, soft)
-    assert not [chart for chart in charts.of_group(group, read) if chart.id.startswith("ranks")]
+    assert not [chart for chart in charts.of_board(group, read) if chart.id.startswith("ranks")]
 
 
 def rows(*found):
     return [
-        Row({key: str(value) for key, value in row.items() if value is not None}) for row in found
+        Line({key: str(value) for key, value in row.items() if value is not None}) for row in found
     ]
 
 
@@ -586,11 +587,40 @@ def test_nothing_to_draw_is_said(tmp_path, capsys):
     assert list((tmp_path / "a").iterdir()) == []
 
 
+# ------------------------------------------------------------------ a new number
+
+
+def test_a_new_number_is_on_the_page_without_another_change(tmp_path, monkeypatch):
+    new = columns.Column("odd_bytes", "details.odd", "largest", "bytes", "odd", "a new number")
+    known = {**columns.known(), "odd_bytes": new}
+    monkeypatch.setattr(columns, "known", lambda: known)
+    records = four()
+    for record in records:
+        record["details"] = {"odd": 3 * MIB}
+    page = Page(built(results(tmp_path, *records)))
+    assert page.all("th", "title").count("a new number") == 2  # every run, and the leaderboard
+    assert page.text.count("3.0 MiB") == 7 + 3
+    assert Page((tmp_path / "report/methods/lora.html").read_text()).text.count("3.0 MiB") == 2
+
+
+def test_every_column_of_the_page_has_a_title_and_says_what_it_means():
+    for view, (csv_name, names) in views.VIEWS.items():
+        for column in views.columns_of(view):
+            assert column.title, (view, column.name)
+            assert column.help, (view, column.name)
+            assert column.shown in {"", "wide", *views.FORMATS}
+        header = paper_scale.COLUMNS if csv_name == "footprint" else columns.names(csv_name)
+        assert {*names.split()} <= {*header}
+
+
 # ------------------------------------------------------------------ where it is loaded
 
 
 @pytest.mark.process
 def test_neither_the_other_commands_nor_the_workflow_load_the_chart_library():
-    code = "import sys, leantune.cli.parser, leantune.workflow.jobs; print([m for m in ('altair', 'vl_convert') if m in sys.modules])"
+    code = (
+        "import sys, leantune.cli.parser, leantune.workflow.jobs; "
+        "print([m for m in ('jinja2', 'vl_convert') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

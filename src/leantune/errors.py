@@ -11,7 +11,7 @@ RETRY = 75  # EX_TEMPFAIL: run the same command again, after a stop or with more
 # What `pip install leantune` leaves out: extra to the packages that it brings, as imported.
 EXTRAS = {
     "run": ("snakemake", "datasets", "sklearn", "scipy", "sacrebleu"),
-    "report": ("altair", "vl_convert", "itables"),
+    "report": ("vl_convert", "itables", "jinja2"),
     "quant": ("bitsandbytes", "gguf"),
     "optimizers": ("pytorch_optimizer",),
 }

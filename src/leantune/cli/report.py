@@ -10,7 +10,7 @@ FLAGS = (
 
 
 def run(arguments: Arguments) -> None:
-    from leantune import report  # imports altair: not for `--help`
+    from leantune import report  # imports vl_convert: not for `--help`
 
     results = arguments.results
     if arguments.figures:

@@ -51,6 +51,11 @@ def each_told(
     return made
 
 
+def number_text(number: float) -> str:
+    """A number to four digits, a large one in full with its thousands apart."""
+    return f"{number:,.0f}" if abs(number) >= 1e5 else f"{number:.4g}"
+
+
 def text_table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """Columns padded to their widest cell, two spaces apart, None as a dash."""
     lines = [

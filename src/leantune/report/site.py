@@ -8,37 +8,35 @@ content security policy lets no script run but the three that are named by their
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.resources
-import json
 import os
 import re
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import altair
 import jinja2
-import vl_convert
-from markupsafe import Markup
 
-from leantune.errors import BadInput
 from leantune.files.record import value
 from leantune.files.text import write_text
-from leantune.prediction.paper_scale import BUDGETS_GIB
 from leantune.report import answer, charts, sentences, views
-from leantune.report.charts import Chart
-from leantune.report.data import Group, Results, Row, read_results, slug
+from leantune.report.data import Content, Leaderboard, Line, read_content, slug
+from leantune.report.scripts import HERE, policy, scripts, styles
 from leantune.spec import plugins
 from leantune.spec.stacks import plugin_names
 
 if TYPE_CHECKING:
     from leantune.spec.schema import MethodFile
 
-HERE = Path(__file__).parent
-VEGA_LITE = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+FACTS = {
+    "machine": "provenance.hardware.name",
+    "system": "provenance.hardware.system",
+    "cores": "provenance.hardware.cores",
+    "device": "key.device",
+    "python": "provenance.python",
+    "commit": "provenance.commit",
+    "uncommitted changes": "provenance.dirty",
+    "measurement version": "key.measurement",
+}
 
 
 def write_report(results: Path, out: Path) -> Path:
@@ -48,250 +46,27 @@ def write_report(results: Path, out: Path) -> Path:
     The same results give the same bytes. Raises BadInput where the folder holds no results or
     cannot be written.
     """
-    read = read_results(results)
-    links = Links(os.path.relpath(results, out).replace(os.sep, "/"))
-    groups = [_group_view(group, read) for group in read.groups]
-    overview = _overview_tables(read)
-    scripts = {
-        "vega": _vega(),
-        "tables": _datatables(),
-        "page": inline((HERE / "page.js").read_text(encoding="utf-8")),
-    }
-    specs = {name: _spec(name) for name in sorted(_methods(read))}
+    content = read_content(results)
+    csv = f"{os.path.relpath(results, out).replace(os.sep, '/')}/tables"
+    specs = {name: _spec(name) for name in sorted(_methods(content))}
     summaries = {name: spec.summary if spec else "" for name, spec in specs.items()}
-    page = (
-        _environment()
-        .get_template("index.html.j2")
-        .render(
-            overview=sentences.overview(read),
-            choices=answer.choices(read, summaries),
-            groups=groups,
-            tables=overview,
-            footprint=charts.footprint(read.tables["footprint"]),
-            environment=_environment_facts(read),
-            methods=[
-                {"name": name, "slug": slug(name), "summary": summary}
-                for name, summary in summaries.items()
-            ],
-            links=links,
-            scripts=scripts,
-            policy=_policy(scripts.values()),
-            css=Markup(_table_css()),
-            style=_style(),
-            charts_themed=_page_spec,
-            sentences=sentences,
-            read=read,
-        )
+    code, (css, style) = scripts(), styles()
+    page = _environment().get_template("index.html.j2")
+    text = page.render(
+        overview=sentences.overview(content),
+        choices=answer.choices(content, summaries),
+        boards=[(board, _parts(board, content)) for board in content.leaderboards],
+        tables=_tables(content),
+        footprint=charts.footprint(content.tables["footprint"]),
+        environment=_environment_facts(content),
+        **{"content": content, "sentences": sentences, "themed": _themed, "csv": csv},
+        **{"scripts": code, "policy": policy(code.values()), "css": css, "style": style},
     )
-    write_text(out / "index.html", page)
-    for name in specs:
-        write_text(out / "methods" / f"{slug(name)}.html", _method_page(name, read, links))
+    write_text(out / "index.html", text)
+    for name, spec in specs.items():
+        text = _method_page(name, spec, content, csv=f"../{csv}", style=style)
+        write_text(out / "methods" / f"{slug(name)}.html", text)
     return out / "index.html"
-
-
-def write_figures(results: Path, out: Path) -> list[Path]:
-    """Write every chart as PDF and SVG below `out`, black on white; returns the files, none where
-    nothing can be drawn."""
-    read = read_results(results)
-    found = [chart for group in read.groups for chart in charts.of_group(group, read)]
-    found += [chart for chart in [charts.footprint(read.tables["footprint"])] if chart is not None]
-    files: list[Path] = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for chart in found:
-            spec = json.dumps(charts.themed(_fixed_width(chart.spec), "black"))
-            svg = _counted_from_0(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
-            files += [out / f"{chart.id}.svg", out / f"{chart.id}.pdf"]
-            files[-2].write_text(svg, encoding="utf-8")
-            files[-1].write_bytes(vl_convert.svg_to_pdf(svg))
-    except OSError as error:
-        raise BadInput(
-            f"cannot write {error.filename}: {error.strerror}; choose another folder"
-        ) from error
-    return files
-
-
-def _counted_from_0(svg: str) -> str:
-    """Vega numbers gradients and clips on from the chart before; a figure must not depend on that."""
-    pattern = r"\b(gradient_|clip)(\d+)\b"
-    numbers = {name: n for n, name in enumerate(dict.fromkeys(re.findall(rf'id="{pattern}"', svg)))}
-    return re.sub(pattern, lambda found: f"{found[1]}{numbers.get(found.groups(), found[2])}", svg)
-
-
-def _fixed_width(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A chart that fills its container on the page is 500 points wide on paper. Around it is room
-    for the labels of a reader whose font is wider than the one that the chart was laid out with."""
-    width = {"width": 500} if spec.get("width") == "container" else {}
-    return {**spec, **width, "padding": {"left": 40, "right": 60, "top": 10, "bottom": 10}}
-
-
-# ------------------------------------------------------------------ the page
-
-
-class Links:
-    """Addresses relative to the page: of the CSV files behind a view."""
-
-    def __init__(self, results: str) -> None:
-        self.results = results
-
-    def csv(self, name: str, above: str = "") -> str:
-        return f"{above}{self.results}/tables/{name}.csv"
-
-
-def _group_view(group: Group, read: Results) -> dict[str, Any]:
-    says = next((row["says"] for row in group.of(read.tables["decisions"])), "")
-    says = f"T{says[1:]}." if says.startswith(("this ", "the ")) else f"{says}." if says else ""
-    rows = [*group.rows, *(Row({**row, "tier": ""}) for row in group.controls)]
-    return {
-        "name": group.name,
-        "slug": group.slug,
-        "key": group.key,
-        "metric": group.metric,
-        "better": "higher" if group.higher_is_better else "lower",
-        "says": says,
-        "table": views.table(
-            f"leaderboard-{group.slug}",
-            f"Leaderboard: {group.name}",
-            views.LEADERBOARD[2:-1],
-            rows,
-            "leaderboard",
-            "methods",
-        ),
-        "charts": charts.of_group(group, read),
-        "failed": [row for row in group.of(read.tables["failures"])],
-    }
-
-
-def _overview_tables(read: Results) -> dict[str, views.Table]:
-    tables = read.tables
-    asked = [
-        r for r in tables["footprint"] if any(r[f"largest_batch_{gib}gib"] for gib in BUDGETS_GIB)
-    ]
-    return {
-        name: views.table(name, caption, columns, rows, csv, "methods")
-        for name, caption, columns, rows, csv in (
-            ("cells", "Every run", views.CELLS, tables["cells"], "cells"),
-            (
-                "footprint",
-                "Predicted memory at paper scale",
-                views.FOOTPRINT,
-                tables["footprint"],
-                "footprint",
-            ),
-            ("batches", "The largest batch that fits", views.BATCHES, asked, "footprint"),
-            ("claims", "Claims of the papers", views.CLAIMS, tables["claims"], "claims"),
-            (
-                "failures",
-                "Runs without a usable result",
-                views.FAILURES,
-                tables["failures"],
-                "failures",
-            ),
-            (
-                "calibration",
-                "Checks of the meter",
-                views.CALIBRATION,
-                tables["calibration"],
-                "calibration",
-            ),
-        )
-    }
-
-
-def _environment_facts(read: Results) -> list[tuple[str, str]]:
-    """What the records ran on: each fact with the values that occur and in how many records."""
-    facts: list[tuple[str, str]] = []
-    paths = {
-        "machine": "provenance.hardware.name",
-        "system": "provenance.hardware.system",
-        "cores": "provenance.hardware.cores",
-        "device": "key.device",
-        "python": "provenance.python",
-        "commit": "provenance.commit",
-        "uncommitted changes": "provenance.dirty",
-        "measurement version": "key.measurement",
-    }
-    names = sorted({name for r in read.records for name in value(r, "provenance.packages") or {}})
-    for title, path in [*paths.items(), *((name, f"provenance.packages.{name}") for name in names)]:
-        found = [value(record, path) for record in read.records]
-        counts = {str(v): found.count(v) for v in found if v is not None}
-        if counts:
-            facts.append(
-                (
-                    title,
-                    "; ".join(
-                        f"{v} ({n})" for v, n in sorted(counts.items(), key=lambda i: (-i[1], i[0]))
-                    ),
-                )
-            )
-    return facts
-
-
-# ------------------------------------------------------------------ the pages of methods
-
-
-def _methods(read: Results) -> set[str]:
-    """The methods that the tables speak of, each part of a stack on its own."""
-    tables = ("leaderboard", "cells", "footprint", "claims")
-    return {
-        part
-        for name in tables
-        for row in read.tables[name]
-        for part in plugin_names(row["method"])
-        if part
-    }
-
-
-def _spec(method: str) -> MethodFile | None:
-    known = method in plugins.discover("methods")
-    return plugins.get("methods", method).spec if known else None
-
-
-def _method_page(method: str, read: Results, links: Links) -> str:
-    def about(name: str) -> list[Row]:
-        return [row for row in read.tables[name] if method in plugin_names(row["method"])]
-
-    spec = _spec(method)
-    arxiv = (spec and spec.paper.arxiv) or ""
-    runs = sorted(
-        about("cells"),
-        key=lambda r: (r["model"], r["task"], r["key"], r["method"], r["seed"], r["trial"]),
-    )
-    tables = [
-        views.table("runs", f"Runs with {method}", views.RUNS, runs, "cells", None),
-        views.table(
-            "footprint",
-            f"Predicted memory with {method}",
-            views.FOOTPRINT,
-            about("footprint"),
-            "footprint",
-            None,
-        ),
-        views.table(
-            "claims",
-            f"Claims of {method}",
-            (*views.CLAIMS[1:], views.COMMAND),
-            [r for r in read.tables["claims"] if r["method"] == method],
-            "claims",
-            None,
-        ),
-    ]
-    return (
-        _environment()
-        .get_template("method.html.j2")
-        .render(
-            name=method,
-            spec=spec,
-            arxiv=arxiv if re.fullmatch(r"\d{4}\.\d{4,5}", arxiv) else None,
-            tables=tables,
-            links=links,
-            style=_style(),
-            policy=_policy([]),
-        )
-    )
-
-
-# ------------------------------------------------------------------ templates, scripts and styles
 
 
 @cache
@@ -307,59 +82,87 @@ def _environment() -> jinja2.Environment:
     return found
 
 
-def _style() -> Markup:
-    return Markup((HERE / "style.css").read_text(encoding="utf-8"))
+def _themed(chart: charts.Chart) -> dict[str, Any]:
+    words = {"description": f"{chart.title}. {chart.says}"}
+    return {**charts.themed(chart.spec, "currentColor"), **words}
 
 
-def _page_spec(chart: Chart) -> dict[str, Any]:
+def _parts(board: Leaderboard, content: Content) -> dict[str, Any]:
+    """What the page shows of a leaderboard."""
+    says = next((row["says"] for row in board.of(content.tables["decisions"])), "")
+    says = f"T{says[1:]}" if says.startswith(("this ", "the ")) else says  # not a method's name
+    rows = [*board.rows, *(Line({**row, "tier": ""}) for row in board.controls)]
+    caption, name = f"Leaderboard: {board.name}", f"leaderboard-{board.slug}"
     return {
-        **charts.themed(chart.spec, "currentColor"),
-        "description": f"{chart.title}. {chart.says}",
+        "says": f"{says}." if says else "",
+        "table": views.table("leaderboard", caption, rows, name=name, methods="methods"),
+        "charts": charts.of_board(board, content),
+        "failed": board.of(content.tables["failures"]),
     }
 
 
-def inline(script: str) -> Markup:
-    """A script that may stand between script tags: nothing in it ends them or opens a comment."""
-    return Markup(script.replace("<!--", "<\\!--").replace("</script", "<\\/script"))
+def _tables(content: Content) -> dict[str, dict[str, Any]]:
+    """The tables of the page, by their view."""
+    captions = {
+        "cells": "Every run",
+        "footprint": "Predicted memory at paper scale",
+        "batches": "The largest batch that fits",
+        "claims": "Claims of the papers",
+        "failures": "Runs without a usable result",
+        "calibration": "Checks of the meter",
+    }
+    rows = {view: content.tables[views.VIEWS[view][0]] for view in captions}
+    asked = [name for name in views.VIEWS["batches"][1].split() if name.startswith("largest")]
+    rows["batches"] = [row for row in rows["batches"] if any(row[name] for name in asked)]
+    return {
+        view: views.table(view, caption, rows[view], methods="methods")
+        for view, caption in captions.items()
+    }
 
 
-@cache
-def _vega() -> Markup:
-    bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]  # the stub wants a snippet
-    return inline(bundle)
+def _environment_facts(content: Content) -> list[tuple[str, str]]:
+    """What the records ran on: each fact with the values that occur and in how many records."""
+    packages = {name for r in content.records for name in value(r, "provenance.packages") or {}}
+    paths = FACTS | {name: f"provenance.packages.{name}" for name in sorted(packages)}
+    facts = []
+    for title, path in paths.items():
+        found = [told for r in content.records if (told := value(r, path)) is not None]
+        counts = {str(told): found.count(told) for told in found}
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        facts.append((title, "; ".join(f"{told} ({count})" for told, count in ordered)))
+    return [(title, told) for title, told in facts if told]
 
 
-@cache
-def _datatables() -> Markup:
-    """DataTables with its buttons, as bundled for `itables`; its default export becomes
-    `window.DataTable`."""
-    bundle = _itables("dt_bundle.js")
-    script, count = re.subn(
-        r"export\{[^}]*?\b([\w$]+) as default\b[^}]*\};?", r"window.DataTable=\1;", bundle
-    )
-    if count != 1:
-        raise BadInput(
-            "the installed itables bundles DataTables in a way not known here; install the version of the lock"
-        )
-    return inline(script)
+# ------------------------------------------------------------------ the pages of methods
 
 
-def _table_css() -> str:
-    return _itables("dt_bundle.css").replace("</style", "<\\/style")
+def _methods(content: Content) -> set[str]:
+    """The methods that the tables speak of, each part of a stack on its own."""
+    tables = ("leaderboard", "cells", "footprint", "claims")
+    stacks = {row["method"] for name in tables for row in content.tables[name]}
+    return {part for stack in stacks for part in plugin_names(stack) if part}
 
 
-def _itables(name: str) -> str:
-    return (importlib.resources.files("itables") / "html" / name).read_text(encoding="utf-8")
+def _spec(method: str) -> MethodFile | None:
+    known = method in plugins.discover("methods")
+    return plugins.get("methods", method).spec if known else None
 
 
-def _policy(scripts: Any) -> str:
-    """A content security policy: these scripts and no other, and nothing from the network."""
-    hashes = [
-        base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
-        for script in scripts
+def _method_page(method: str, spec: MethodFile | None, content: Content, **more: Any) -> str:
+    about = {
+        name: [row for row in content.tables[name] if method in plugin_names(row["method"])]
+        for name in ("cells", "footprint", "claims")
+    }
+    order = ("model", "task", "key", "method", "seed", "trial")
+    runs = sorted(about["cells"], key=lambda row: [row[name] for name in order])
+    claims = [row for row in about["claims"] if row["method"] == method]
+    tables = [
+        views.table("runs", f"Runs with {method}", runs),
+        views.table("footprint", f"Predicted memory with {method}", about["footprint"]),
+        views.table("claims of a method", f"Claims of {method}", claims, name="claims"),
     ]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    script = (
-        f"script-src {allowed} 'unsafe-eval'" if allowed else "script-src 'none'"
-    )  # Vega compiles expressions
-    return f"default-src 'none'; {script}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    arxiv = (spec and spec.paper.arxiv) or ""
+    known = arxiv if re.fullmatch(r"\d{4}\.\d{4,5}", arxiv) else None
+    page = _environment().get_template("method.html.j2")
+    told = {"name": method, "spec": spec, "arxiv": known, "policy": policy([])}
+    return page.render(**told, tables=tables, **more)
