@@ -3,6 +3,7 @@
 # make test      set up, then run the tests
 # make coverage  the tests again, and which lines and branches of src they reach (runs/coverage)
 # make oracle-test  tests against references that need older libraries, in an environment of their own
+# make test-oldest  predictions and the meter on the oldest torch and transformers that pyproject.toml allows
 # make faults    put faults in on purpose and count what survives (ARGS="-n 2" on two cores)
 # make smoke     tiny cells of every kind through the whole DAG
 # make slurm-test  the smoke grid on a real Slurm of one node; installs it where root and apt are there
@@ -22,6 +23,7 @@ TO ?= results
 BIN := .venv/bin
 READY := .venv/.ready
 ORACLE := .venv-oracle/.ready
+OLDEST := .venv-oldest/.ready
 
 # apt has one lock, and two of the targets below may run beside each other.
 APT := flock $${TMPDIR:-/tmp}/leantune-apt.lock apt-get
@@ -29,8 +31,8 @@ APT := flock $${TMPDIR:-/tmp}/leantune-apt.lock apt-get
 # from the other.
 PYTEST := -m pytest -n 2 --dist worksteal
 
-.PHONY: setup bench fast test coverage test-slow oracle-test report-test slurm-test gpu-test faults fuzz audit smoke lint \
-  docs publish benchmarks
+.PHONY: setup bench fast test coverage test-slow oracle-test test-oldest report-test slurm-test gpu-test faults fuzz audit \
+  smoke lint docs publish benchmarks
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -57,6 +59,10 @@ test-slow: $(READY)
 
 oracle-test: $(READY) $(ORACLE)
 	$(BIN)/python -m pytest -m oracle_env $(ARGS)
+
+test-oldest: export PYTHONPATH := src
+test-oldest: $(OLDEST)
+	.venv-oldest/bin/python $(PYTEST) $(addprefix tests/test_,predict.py simulate.py footprint.py meter_*.py) $(ARGS)
 
 report-test: $(READY)
 	@if command -v chromium >/dev/null; then :; \
@@ -135,4 +141,9 @@ $(READY): envs/lock.txt pyproject.toml
 $(ORACLE): envs/oracle.txt | $(READY)
 	$(PYTHON) -m venv --clear .venv-oracle
 	.venv-oracle/bin/python -m pip install --quiet --disable-pip-version-check -r envs/oracle.txt
+	touch $@
+
+$(OLDEST): envs/oldest.txt
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r envs/oldest.txt
 	touch $@

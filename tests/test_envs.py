@@ -25,13 +25,23 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ORACLE = (ROOT / "envs" / "oracle.txt").read_text().splitlines()
 
 
-@pytest.mark.parametrize("lock", [LOCK, ORACLE], ids=["lock", "oracle"])
+OLDEST = (ROOT / "envs" / "oldest.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("lock", [LOCK, ORACLE, OLDEST], ids=["lock", "oracle", "oldest"])
 def test_every_line_of_the_lock_is_one_exact_public_version(lock):
     assert len({canonicalize_name(line.partition("==")[0]) for line in lock}) == len(lock)
     for line in lock:
         # No build tag either: the same lock takes torch's CPU and CUDA wheels.
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line), line
-    assert lock[0] == "torch==2.13.0"  # the same in both: only the models' code differs
+
+
+def test_the_environments_beside_the_lock_differ_in_what_they_are_for():
+    assert LOCK[0] == ORACLE[0] == "torch==2.13.0"  # there only the models' code is another
+    bounds = {one.name: one.specifier for one in _wanted()}
+    for line, name in zip(OLDEST, ("torch", "transformers"), strict=False):
+        (lowest,) = (bound.version for bound in bounds[name] if bound.operator == ">=")
+        assert line.startswith(f"{name}=={lowest}.")
 
 
 def test_the_references_environment_has_the_references():

@@ -26,6 +26,7 @@ from leantune.meter.fake_cuda import (
     fake_copies,
 )
 from leantune.meter.tensors import MemoryReading, TensorMeter
+from leantune.models.load import enable_checkpointing
 
 MIB = 2**20
 
@@ -259,9 +260,10 @@ def header_macro(name: str) -> set[str]:
     header = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
     body = re.search(rf"#define {name}\(_\)(.*?)\n\n", header.read_text(), re.DOTALL)
     assert body is not None
-    return {
-        ".".join(re.split(r",\s*", entry)) for entry in re.findall(r"_\(([\w, ]+)\)", body.group(1))
-    }
+    entries = re.findall(r"_\(([\w, ]+)\)", body.group(1))
+    names = {".".join(re.split(r",\s*", entry)) for entry in entries}
+    # torch 2.11 has overloads for dimensions that have names too, which no model here uses.
+    return {name for name in names if "dimname" not in name.lower()}
 
 
 def test_the_autocast_lists_are_those_of_the_installed_torch() -> None:
@@ -323,7 +325,7 @@ def test_checkpointing_recomputes_on_the_same_path() -> None:
     for checkpointing in (False, True):
         model = tiny_bert(num_hidden_layers=4)
         if checkpointing:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
         with QuickFakeMode(), cuda_path():
             peaks.append(probe(model, 16, 48).peak_bytes)
     assert peaks[1] < 0.6 * peaks[0]

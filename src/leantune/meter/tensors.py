@@ -28,6 +28,10 @@ PHASES = ("forward", "backward", "optimizer", "other")
 PERSISTENT = ("weights", "buffers", "optimizer")
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _DEVICE = torch.ops.prim.device.default
+_FLASH = {  # whose heads may share keys and values, and where its query stands
+    torch.ops.aten._scaled_dot_product_flash_attention.default: 0,
+    torch.ops.aten._scaled_dot_product_flash_attention_backward.default: 1,
+}
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ class TensorMeter(TorchDispatchMode):
         out = func(*args, **kwargs)
         count = flop_registry.get(func.overloadpacket)
         if count is not None:
-            self.flops += count(*args, **kwargs, out_val=out)
+            self.flops += count(*_with_all_heads(func, args), **kwargs, out_val=out)
         for tensor in (out,) if isinstance(out, Tensor) else tensors_in(out):
             if not self._elsewhere(tensor):
                 for storage in storages(tensor):
@@ -256,6 +260,17 @@ class TensorMeter(TorchDispatchMode):
             self.track((p.grad for p in model.parameters() if p.grad is not None), "gradients")
         for optimizer in self._optimizers:
             self.track(optimizer_tensors(optimizer), "optimizer")
+
+
+def _with_all_heads(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with keys and values of as many heads as the query, as the kernel uses them.
+    torch 2.11 counts the FLOPs of no others."""
+    if func not in _FLASH:
+        return args
+    first = _FLASH[func]
+    query, *shared = args[first : first + 3]  # each (batch, heads, length, head size)
+    all_heads = [tensor[:, :1].expand(-1, query.size(1), -1, -1) for tensor in shared]
+    return (*args[: first + 1], *all_heads, *args[first + 3 :])
 
 
 def storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
