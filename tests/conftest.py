@@ -1,7 +1,7 @@
 """Shared fixtures: one torch thread, real MiniLM, tiny models; and what the marker `process` means.
 
 `make fast` leaves out the tests that start processes or predict at paper scale. So that the marker
-cannot be forgotten, a test without it that starts a process fails.
+cannot be forgotten, a test without it fails where it starts a process or takes long.
 """
 
 import atexit
@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +26,7 @@ import torch
 
 torch.set_num_threads(1)
 
+MOST_SECONDS = 20  # three times what the longest takes on a calm machine
 # What libraries and the record's provenance ask in passing; milliseconds each.
 SMALL_PROGRAMS = {"git", "ldconfig", "lscpu", "nvidia-smi", "uname"}
 _started: list[str] = []
@@ -42,17 +44,20 @@ subprocess.Popen.__init__ = _noted
 os.register_at_fork(before=lambda: _started.append("a fork"))
 
 
-def _starts_no_process(item):
+def _is_fast(item):
     """Around a test's set-up and its call; the error stands where the test would."""
     _started[:] = ["the host"] if "host" in item.fixturenames else []
+    began = time.process_time()
     outcome = yield
+    if (used := time.process_time() - began) > MOST_SECONDS:
+        _started.append(f"what takes {used:.0f} s of a processor")
     if _started and item.get_closest_marker("process") is None:
         pytest.fail(f"starts {_started[0]}, so it needs the marker `process`", pytrace=False)
     return outcome
 
 
-pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_starts_no_process)
-pytest_runtest_call = pytest.hookimpl(wrapper=True)(_starts_no_process)
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_is_fast)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(_is_fast)
 
 
 @pytest.hookimpl(trylast=True)

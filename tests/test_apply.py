@@ -3,8 +3,6 @@ harness's own loop."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -396,10 +394,6 @@ def test_export_ends_training_and_may_be_asked_twice(tmp_path: Path) -> None:
     assert ids == [2, 10, 12, 3]
 
 
-@pytest.mark.process
-def test_importing_leantune_does_not_import_torch() -> None:
-    code = "import leantune, sys; assert 'torch' not in sys.modules; assert callable(leantune.apply), leantune.load"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_a_name_that_leantune_has_not_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         leantune.nonsense  # type: ignore[attr-defined]  # noqa: B018

@@ -76,11 +76,16 @@ def test_every_related_system_has_a_row_and_its_methods_exist() -> None:
     }
 
 
-@pytest.mark.parametrize("method", ["dora", "lomo", "qlora"])
-def test_the_predicted_peaks_are_those_of_the_page(method: str) -> None:
-    (row,) = [row for row in rows("baselines.md") if row[0] == f"`{method}`" and len(row) == 5]
-    found = one.predict(Ask("bert-base", method, batch=8, length=128))["peak_bytes"]
-    assert float(row[4].replace(",", "")) == round(found / 2**20, 1)
+@pytest.mark.process
+def test_the_predicted_peaks_are_those_of_the_page() -> None:
+    shown = {row[0].strip("`"): row[4] for row in rows("baselines.md") if len(row) == 5}
+    found = {
+        method: one.predict(Ask("bert-base", method, batch=8, length=128))["peak_bytes"]
+        for method in ("dora", "lomo", "qlora")
+    }
+    assert {method: shown[method] for method in found} == {
+        method: f"{peak / 2**20:,.1f}" for method, peak in found.items()
+    }
 
 
 def test_what_they_reached_is_what_is_published() -> None:

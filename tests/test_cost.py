@@ -412,6 +412,7 @@ def test_the_papers_configs_name_what_there_is(name: str) -> None:
     assert len(jobs.Jobs(yaml.safe_load(file.read_text())).files("{cell}")) == len(expand(config))
 
 
+@pytest.mark.process
 def test_paper_lite_is_a_day_on_one_card_of_24_gb() -> None:
     found = cost.estimate(load_config(ROOT / "config" / "paper-lite.yaml"), "L4")
     assert {row["status"] for row in found.rows} == {"ok"}

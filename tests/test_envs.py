@@ -69,9 +69,11 @@ def _wanted():
     return [Requirement(one) for requirements in lists for one in requirements]
 
 
-@pytest.mark.parametrize("requirement", _wanted(), ids=lambda r: r.name)
-def test_the_lock_satisfies_pyproject(requirement):
-    assert PINS[canonicalize_name(requirement.name)] in requirement.specifier
+def test_the_lock_satisfies_pyproject():
+    wanted = _wanted()
+    assert len(wanted) > 30
+    locked = [(PINS.get(canonicalize_name(one.name)), one) for one in wanted]
+    assert [str(one) for pin, one in locked if pin is None or pin not in one.specifier] == []
 
 
 def _needs(name):

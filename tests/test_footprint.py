@@ -214,6 +214,7 @@ def test_the_full_table_is_twelve_stacks_on_eleven_models() -> None:
     assert len({model for model, _ in pairs}) == 11
 
 
+@pytest.mark.process
 def test_the_largest_batch_is_searched_for_the_named_stacks_alone(
     plugins: Path, tmp_path: Path
 ) -> None:
@@ -444,12 +445,14 @@ def figures(model: str, method: str) -> dict[str, Any]:
     return one.predict(Ask(model, method, batch=8 if encoder else 1, length=128))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("model", "method"), PEAKS)
 def test_peak_to_the_byte(model: str, method: str) -> None:
     found = figures(model, method)
     assert found["peak_bytes"] == sum(found["by_kind"].values()) == PEAKS[model, method]
 
 
+@pytest.mark.process
 def test_adamw_keeps_eight_bytes_for_each_trained_number() -> None:
     for model, method in PEAKS:
         if not {"came", "adafactor"} & set(method.split("+")):
@@ -458,6 +461,7 @@ def test_adamw_keeps_eight_bytes_for_each_trained_number() -> None:
             assert figures(model, method)["optimizer_state_bytes"] == 8 * trained, (model, method)
 
 
+@pytest.mark.process
 def test_states_of_came_and_adamw_equal_papers_came_md() -> None:
     """Fine-tuning of roberta-base, xlm-r-base and gpt2-medium."""
     states = {pair: figures(*pair)["optimizer_state_bytes"] for pair in PEAKS}
@@ -467,6 +471,7 @@ def test_states_of_came_and_adamw_equal_papers_came_md() -> None:
     assert states["gpt2-medium", "came"] == 1_424_151_176
 
 
+@pytest.mark.process
 def test_states_of_factored_optimizers_equal_their_formulas() -> None:
     """CAME: 4 N_2d + 8 N_1d + 8 sum(rows + cols). Adafactor with momentum: one pair of vectors
     instead of two."""
@@ -478,6 +483,7 @@ def test_states_of_factored_optimizers_equal_their_formulas() -> None:
     assert figures("bert-base", "adafactor")["optimizer_state_bytes"] == momentum + vectors
 
 
+@pytest.mark.process
 def test_counts_equal_papers_baselines_md_svfit_md_and_safe_md() -> None:
     trainable = {pair: figures(*pair)["parameters"]["trainable"] for pair in PEAKS}
     assert trainable["bert-base", "lora"] == 294_912
@@ -505,6 +511,7 @@ def test_counts_equal_papers_baselines_md_svfit_md_and_safe_md() -> None:
     assert figures("roberta-large", "lora")["parameters"]["head"] == 1_051_650
 
 
+@pytest.mark.process
 def test_embedding_bytes_saved_equal_papers_vocab_pruning_md() -> None:
     """xlm-r-base on SST-2: 16 bytes for each number of the rows left out are 2,819.8 MiB."""
     full, pruned = figures("xlm-r-base", "full"), figures("xlm-r-base", "vocab_pruning@sst2")

@@ -38,6 +38,7 @@ PUBLIC_FUNCTIONS = ("apply", "load", "load_data", "predict", "read_records", "ad
 NAMES_FOR_NOW: set[str] = set()
 
 MOVED = True  # whether the packages that the questions name are there
+CELLS = {"models": ["minilm-l6"], "tasks": ["sentiment"], "methods": ["full", "lora+came"]}
 
 
 def fresh(code):
@@ -50,15 +51,20 @@ def fresh(code):
 # ------------------------------------------------------------------ torch
 
 
-def heavy(names):
-    """The first module that imports torch or transformers: one process for all."""
+def heavy(names, work=""):
+    """The first module that imports torch or other heavy libraries, one process for all; `work` is
+    a line that is run after them and must import none either."""
     code = f"""
 import importlib, sys
+def look(at):
+    for heavy in ("torch", "transformers", "datasets"):
+        if heavy in sys.modules:
+            sys.exit(print(at, heavy))
 for name in {tuple(names)!r}:
     importlib.import_module(name)
-    for heavy in ("torch", "transformers"):
-        if heavy in sys.modules:
-            sys.exit(print(name, heavy))
+    look(name)
+{work}
+look("its work")
 """
     return fresh(code)
 
@@ -66,12 +72,14 @@ for name in {tuple(names)!r}:
 @pytest.mark.process
 def test_the_parts_without_torch_import_none():
     names = [name for name in house.modules_of(SOURCE) if name.split(".")[1:2] != []]
-    assert heavy([name for name in names if name.split(".")[1] in TORCH_FREE]) == ""
+    plan = f"from leantune.workflow.jobs import Jobs; Jobs({{'cells': [{CELLS}]}})"
+    assert heavy([name for name in names if name.split(".")[1] in TORCH_FREE], plan) == ""
 
 
 @pytest.mark.process
 def test_a_part_that_imports_torch_is_named():
     assert heavy(["leantune.errors", "leantune.api"]) == "leantune.api torch\n"
+    assert heavy(["leantune.errors"], "import datasets") == "its work datasets\n"
 
 
 # ------------------------------------------------------------------ plugins

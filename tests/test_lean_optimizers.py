@@ -131,6 +131,7 @@ def test_adalora_needs_the_gradients(tmp_path: Path) -> None:
         run(small_model(), stack("adalora+lomo"), small_data(tmp_path), small_context(tmp_path))
 
 
+@pytest.mark.process
 def test_what_is_saved_at_bert_base() -> None:
     """Of AdamW's states: nothing, a row and a column of each matrix, rank 8, and a quarter;
     gradients within backward."""

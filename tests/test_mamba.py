@@ -69,6 +69,7 @@ def test_a_model_takes_the_kernel_and_gives_it_back() -> None:
     assert modeling_mamba.mamba_inner_fn is before
 
 
+@pytest.mark.process
 def test_memory_grows_evenly_with_length() -> None:
     peaks = [
         one.predict(Ask("mamba-130m", "lora", batch=1, length=n))["peak_bytes"]

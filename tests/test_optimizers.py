@@ -157,6 +157,7 @@ def state_bytes(name: str, model: nn.Module, **changes: Any) -> int:
     )
 
 
+@pytest.mark.process
 def test_states_on_bert_large_pre_training() -> None:
     """Adafactor without momentum is 0.1 to 0.3 % of Adam; with it, as SM3, within 2 MB of CAME."""
     wide = dict(

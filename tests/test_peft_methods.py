@@ -176,6 +176,7 @@ def test_a_tuner_that_does_not_know_a_layer_is_unsupported(tmp_path: Path) -> No
         method("peft@hra", "causal_lm").attach(model, None, ctx)
 
 
+@pytest.mark.process
 def test_activations_that_are_not_kept() -> None:
     """LoRA-FA keeps r numbers a token in place of A's input, VeLoRA one for each group of features."""
     kept = {

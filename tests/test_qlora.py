@@ -80,6 +80,7 @@ def test_products_are_in_bf16_unless_asked(tmp_path: Path) -> None:
         method("qlora", compute="fp8").attach(small_model(), data, small_context(tmp_path))
 
 
+@pytest.mark.process
 def test_memory_is_predicted_without_weights() -> None:
     """bert-base's 72 maps hold 84,934,656 numbers: 4.13 bits in place of 32."""
     spec = plugins.get("models", "bert-base").raw

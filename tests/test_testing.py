@@ -96,7 +96,6 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sub
     return add
 
 
-@pytest.mark.process
 @pytest.mark.parametrize("name", BROKEN)
 def test_each_check_fails_for_the_method_that_breaks_it_and_no_other_does(
     name: str, plugin: Callable[..., Subject]
