@@ -401,6 +401,8 @@ def full_record() -> dict[str, Any]:
     )
     found["inference"] = {"tokens_per_second": 10.0, "peak_bytes": 100, "parameters": 20}
     found["size"] = {"checkpoint_bytes": 10, "deployed_parameters": 20, "deployed_bytes": 80}
+    given = {"came.lr_scale": 0.1, "task.steps": 4}
+    found["cell"]["settings"] = {"model": "minilm-l6", "set": given, "flatness": 2}
     found["tuning"] = {"came": {**CHOICE, "method": "came"}}
     found["time"].update(step_seconds=[0.5, 0.6], hook_seconds_total=1.0)
     return found
