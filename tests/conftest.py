@@ -29,30 +29,30 @@ torch.set_num_threads(1)
 MOST_SECONDS = 20  # three times what the longest takes on a calm machine
 # What libraries and the record's provenance ask in passing; milliseconds each.
 SMALL_PROGRAMS = {"git", "ldconfig", "lscpu", "nvidia-smi", "uname"}
-_started: list[str] = []
+_noticed: list[str] = []
 _popen = subprocess.Popen.__init__
 
 
 def _noted(self, args, *rest, **more):
     words = shlex.split(args) if isinstance(args, str) else [os.fspath(word) for word in args]
     if Path(os.fsdecode(words[0])).name not in SMALL_PROGRAMS:
-        _started.append(" ".join(map(os.fsdecode, words)))
+        _noticed.append(f"starts {' '.join(map(os.fsdecode, words))}")
     _popen(self, args, *rest, **more)
 
 
 subprocess.Popen.__init__ = _noted
-os.register_at_fork(before=lambda: _started.append("a fork"))
+os.register_at_fork(before=lambda: _noticed.append("forks"))
 
 
 def _is_fast(item):
     """Around a test's set-up and its call; the error stands where the test would."""
-    _started[:] = ["the host"] if "host" in item.fixturenames else []
+    _noticed[:] = ["starts the host"] if "host" in item.fixturenames else []
     began = time.process_time()
     outcome = yield
     if (used := time.process_time() - began) > MOST_SECONDS:
-        _started.append(f"what takes {used:.0f} s of a processor")
-    if _started and item.get_closest_marker("process") is None:
-        pytest.fail(f"starts {_started[0]}, so it needs the marker `process`", pytrace=False)
+        _noticed.append(f"takes {used:.0f} s of a processor")
+    if _noticed and item.get_closest_marker("process") is None:
+        pytest.fail(f"{_noticed[0]}, so it needs the marker `process`", pytrace=False)
     return outcome
 
 
