@@ -30,6 +30,7 @@ def test_every_command_has_help(command, capsys):
     assert ("examples:" in out) == (command == "")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "told"),
     [("--help", "usage: leantune "), ("--version", f"leantune {leantune.__version__}\n")],
