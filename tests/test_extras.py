@@ -83,6 +83,7 @@ def bare(tmp_path_factory):
     return run
 
 
+@pytest.mark.process
 def test_predict_and_apply_need_no_extra(bare):
     words = f"predict --model bert-base --method lora {SHAPE}"
     assert "lora on bert-base" in bare("-m", "leantune", *words.split())
@@ -92,6 +93,7 @@ def test_predict_and_apply_need_no_extra(bare):
     )
 
 
+@pytest.mark.process
 def test_a_missing_extra_is_one_sentence_that_names_it(bare, tmp_path):
     record = next((ROOT / "results" / "records").rglob("sentiment/full/0.json"))
     asked = {
