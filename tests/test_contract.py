@@ -40,6 +40,7 @@ def test_there_is_a_call_for_every_public_name() -> None:
     assert sorted(CALLS) == sorted(leantune.__all__)
 
 
+@pytest.mark.process
 def test_every_name_works_in_a_fresh_process_and_again(tmp_path: Path) -> None:
     """No import on the way puts a module where the function was."""
     shutil.copy(a_record(), tmp_path)
@@ -61,6 +62,7 @@ for turn in range(2):
     assert first == again
 
 
+@pytest.mark.process
 def test_a_name_works_where_it_is_the_first_thing_imported() -> None:
     for name in leantune.__all__:
         assert fresh(f"from leantune import {name}; print({name}.__name__)").strip()

@@ -5,7 +5,7 @@ from its `dataset:` (a data set in the hub's layout, see datasetfiles.py), or fr
 `task.py`, or that of the task which `loader:` names: `load(folder) -> {"all": Dataset}` or
 `{"train": Dataset, "test": Dataset}`, with `validation` if it has one of its own. Columns: `text`,
 `label`, `pair` where an example has two texts and, where several examples come from one document
-that no two splits may share, `group`; spans.py and generation.py name those of theirs.
+that no two splits may share, `group`; question_answering.py and generation.py name their own.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ memory.
 
 A fake tensor on the `cpu` device runs the CPU's choice of implementations. `cuda_path` swaps those
 whose memory differs on CUDA: dropout (a mask of 1 byte an element, not a float one), attention (a
-fused kernel that saves no probabilities), Mamba's scan (meter/fake_mamba.py) and the autocast policy
+fused kernel that saves no probabilities), Mamba's scan (fake_mamba.py) and the autocast policy
 (ATen/autocast_mode.h: CUDA runs more operators in float32). Operators with an autocast policy on
 the CPU already have CUDA's, float32. `fake_copies` makes the copy of a model that a probe trains in
 place of the model.
