@@ -15,7 +15,7 @@ from leantune.models.load import enable_checkpointing
 from leantune.prediction import one
 from leantune.prediction.ask import Ask
 from leantune.spec import plugins
-from leantune.spec.stacks import merged_spec, parse_stack
+from leantune.spec.stacks import parse_stack
 
 NAMES = ["peft", "dora", "rslora", "pissa", "olora", "vera", "ia3", "velora", "lora_fa", "adalora"]
 FAMILIES = ("bert", "llama", "gpt2")
@@ -23,7 +23,7 @@ PAIRS = [
     (name, family)
     for name in NAMES
     for family in FAMILIES
-    if (supports := merged_spec(plugins.get("methods", name)).supports) is None
+    if (supports := plugins.get("methods", name).spec.supports) is None
     or family in (supports.families or FAMILIES)
 ]
 DECOMPOSED = ("pissa", "olora")  # the base weights change when the factors are taken out of them

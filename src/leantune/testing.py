@@ -33,7 +33,7 @@ from leantune.models.load import load_model
 from leantune.prediction.metered_step import Probe
 from leantune.prediction.one import build
 from leantune.spec import plugins
-from leantune.spec.stacks import merged_spec, parse_stack
+from leantune.spec.stacks import parse_stack
 from leantune.training.evaluation import mean_loss
 from leantune.training.loop import Schedule, train
 from leantune.training.stack import Stack, load_method
@@ -116,7 +116,7 @@ class Subject:
 
     @property
     def spec(self) -> MethodFile:
-        return merged_spec(plugins.get("methods", self.name.partition("@")[0]))
+        return plugins.get("methods", self.name.partition("@")[0]).spec
 
     @property
     def family(self) -> str:

@@ -12,6 +12,8 @@ import yaml
 
 from leantune.errors import BadInput
 
+# what the YAML library raises for a tag that does not fit its value, such as `!!int x`
+_MISFITS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _MOST_PARTS, _DEEPEST = 100_000, 50  # of a YAML file
 
 
@@ -33,22 +35,13 @@ def parse_yaml(text: str, where: Path | str) -> Any:
     wrong."""
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise BadInput(
-            f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}"
-        ) from error
     except RecursionError as error:
         raise BadInput(f"{where}: nested too deeply to be a LeanTune file") from error
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:  # a tag that does not fit
-        raise BadInput(f"{where}: not valid YAML: {str(error)[:120]}") from error
+    except (yaml.YAMLError, *_MISFITS) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)[:120]
+        raise BadInput(f"{where}{line}: not valid YAML: {problem}") from error
     check_size(found, where)
     return found
 
@@ -59,17 +52,13 @@ def check_size(value: Any, where: Path | str) -> None:
     parts, left = [(value, 0)], _MOST_PARTS
     while parts:
         part, depth = parts.pop()
-        inside = (
-            [*part, *part.values()]
-            if isinstance(part, dict)
-            else part
-            if isinstance(part, list)
-            else ()
-        )
+        inside = [*part, *part.values()] if isinstance(part, dict) else part
+        inside = inside if isinstance(inside, list) else []
         left -= 1 + len(inside)
         if left < 0 or depth > _DEEPEST:
             raise BadInput(
-                f"{where}: more than {_MOST_PARTS} values or {_DEEPEST} levels; no LeanTune file has as many"
+                f"{where}: more than {_MOST_PARTS} values or {_DEEPEST} levels; "
+                "no LeanTune file has as many"
             )
         if not isinstance(part, dict | list | str | int | float | None):
             raise BadInput(

@@ -16,31 +16,14 @@ from leantune.files.parse import check, read_json
 Record = Mapping[str, Any]
 # What the bytes of a peak are, in the tables' order.
 BYTE_KINDS = (
-    "weights",
-    "buffers",
-    "gradients",
-    "optimizer",
-    "activations",
-    "temporaries",
-    "inputs",
+    *("weights", "buffers", "gradients", "optimizer"),
+    *("activations", "temporaries", "inputs"),
 )
 STATUSES = ("ok", "oom", "timeout", "diverged", "unsupported", "error")
 EMPTY: Record = {
-    "schema": 1,
-    "status": "error",
-    "phase": None,
-    "reason": None,
-    "cell": {},
-    "key": {},
-    "memory": None,
-    "parameters": None,
-    "time": None,
-    "quality": None,
-    "inference": None,
-    "size": None,
-    "tuning": None,
-    "details": {},
-    "provenance": {},
+    **{"schema": 1, "status": "error", "phase": None, "reason": None, "cell": {}, "key": {}},
+    **dict.fromkeys(("memory", "parameters", "time", "quality", "inference", "size", "tuning")),
+    **{"details": {}, "provenance": {}},
 }
 
 
@@ -51,24 +34,23 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Nothing is left of it when the body fails. Raises BadInput naming the file where it cannot be
     written.
     """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise BadInput(
-            f"cannot write {path}: {error.strerror}; free space or choose another output folder"
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    with contextlib.ExitStack() as left:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                dir=path.parent, prefix=f".{path.name}.", delete=False
+            ) as file:
+                # once renamed, it is missing
+                left.callback(Path(file.name).unlink, missing_ok=True)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except OSError as error:
+            raise BadInput(
+                f"cannot write {path}: {error.strerror}; free space or choose another output folder"
+            ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

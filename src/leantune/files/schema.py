@@ -7,7 +7,7 @@ Importing pydantic takes a tenth of a second, so this module is imported where a
 from __future__ import annotations
 
 from types import GenericAlias
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -40,15 +40,21 @@ class Fields(BaseModel):
     refused by a sentence that names the known ones."""
 
     model_config = ConfigDict(strict=True, extra="forbid", defer_build=True)
+    refuses_null: ClassVar[bool] = (
+        False  # whether a key without a value is no key, whatever its type
+    )
+    may_be_null: ClassVar[tuple[str, ...]] = ()  # but for these
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, given: Any) -> Any:
-        if isinstance(given, dict) and cls.model_config["extra"] == "forbid":
-            known = [field.alias or name for name, field in cls.model_fields.items()]
-            for key in given:
-                if key not in known:
-                    raise wrong(f" is unknown; allowed: {', '.join(known)}", str(key), kind=UNKNOWN)
+    def _keys(cls, given: Any) -> Any:
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        for key, value in given.items() if isinstance(given, dict) else ():
+            if key not in known and cls.model_config["extra"] == "forbid":
+                raise wrong(f" is unknown; allowed: {', '.join(known)}", str(key), kind=UNKNOWN)
+            empty = value is None and key in known and key not in cls.may_be_null
+            if empty and cls.refuses_null:
+                raise wrong(" has no value; give one or remove it", key)
         return given
 
 

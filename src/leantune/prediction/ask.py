@@ -22,7 +22,7 @@ from leantune.spec import plugins
 from leantune.spec.cells import TRAINING_DEFAULTS
 from leantune.spec.hashes import model_hash, stack_hash
 from leantune.spec.plugins import Plugin
-from leantune.spec.stacks import Part, merged_spec, parse_stack, stack_name
+from leantune.spec.stacks import Part, parse_stack, stack_name
 
 if TYPE_CHECKING:
     from leantune.spec.schema import ModelFile, TaskFile
@@ -108,7 +108,7 @@ class Ask:
     def hash(self) -> str:
         """Of all that the answer depends on: the stack's and the model's files, the kind of task,
         the shape, and what it is computed with. Raises BadInput for a word that is wrong."""
-        specs = [merged_spec(part.plugin) for part in self.parts]
+        specs = [part.plugin.spec for part in self.parts]
         supports = [[spec.supports and spec.supports.given(), spec.disabled] for spec in specs]
         facts = [
             [self.model, model_hash(self.plugin), self.plugin.spec.kinds],

@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from leantune import MEASUREMENT_VERSION
@@ -30,17 +30,11 @@ from leantune.spec.stacks import Part, parse_stack, stack_name
 if TYPE_CHECKING:
     from leantune.spec.schema import ModelFile, TaskFile
 
+# What step times are compared within: the comparability key without the number of steps.
 STEP_TIME_KEY = (
-    "hardware",
-    "device",
-    "dtype",
-    "batch",
-    "length",
-    "checkpointing",
-    "torch",
-    "measurement",
-)  # not the steps
-
+    *("hardware", "device", "dtype", "batch", "length"),
+    *("checkpointing", "torch", "measurement"),
+)
 TRAINING_DEFAULTS: dict[str, Any] = {
     "dtype": "bf16",
     "head_lr": 1.0e-3,
@@ -87,15 +81,11 @@ class Cell:
     def key(self) -> dict[str, Any]:
         """The comparability key; rows are ranked only where it is equal. `samples` is filled in by
         the worker."""
-        t = self.training
+        shape = ("dtype", "batch", "length", "steps", "checkpointing")
         key: dict[str, Any] = {
             "hardware": self.hardware,
             "device": self.device,
-            "dtype": t["dtype"],
-            "batch": t["batch"],
-            "length": t["length"],
-            "steps": t["steps"],
-            "checkpointing": t["checkpointing"],
+            **{name: self.training[name] for name in shape},
             "torch": torch_minor(),
             "measurement": MEASUREMENT_VERSION,
         }
@@ -114,10 +104,11 @@ class Cell:
     @property
     def record_path(self) -> str:
         """Where the record goes, below `<output>/`."""
-        folder = "tuning" if self.trial is not None else "records"
-        name = f"{self.seed}.json" if self.trial is None else f"{self.seed}-trial{self.trial}.json"
+        place = f"{self.key['short']}/{self.model_name}/{self.task.name}/{self.method}/{self.seed}"
         return (
-            f"{folder}/{self.key['short']}/{self.model_name}/{self.task.name}/{self.method}/{name}"
+            f"records/{place}.json"
+            if self.trial is None
+            else f"tuning/{place}-trial{self.trial}.json"
         )
 
     @property
@@ -129,25 +120,20 @@ class Cell:
 
     def command(self, out: str = "FILE") -> list[str]:
         """The exact words that run this cell again, for people to copy."""
-        words = [
-            "leantune",
-            "run",
-            "--model",
-            self.model.name,
-            "--task",
-            self.task.name,
-            "--method",
-            self.method,
+        flags = [
+            ("--model", self.model.name),
+            ("--task", self.task.name),
+            ("--method", self.method),
+            ("--seed", self.seed),
+            ("--device", self.device),
+            ("--trial", self.trial),
+            *(("--set", f"{key}={json.dumps(value)}") for key, value in self.overrides.items()),
+            ("--trust-remote-code", self.model.name if self.model.spec.trust_remote_code else None),
+            ("--flatness", self.flatness or None),
+            ("--out", out),
         ]
-        words += ["--seed", str(self.seed), "--device", self.device]
-        words += [] if self.trial is None else ["--trial", str(self.trial)]
-        for key, value in self.overrides.items():
-            words += ["--set", f"{key}={json.dumps(value)}"]
-        words += (
-            ["--trust-remote-code", self.model.name] if self.model.spec.trust_remote_code else []
-        )
-        words += ["--flatness", str(self.flatness)] if self.flatness else []
-        return [*words, "--out", out]
+        given = [(flag, str(value)) for flag, value in flags if value is not None]
+        return ["leantune", "run", *chain.from_iterable(given)]
 
 
 def resolve_cell(
@@ -174,11 +160,15 @@ def resolve_cell(
         target = splits if key in ("train", "validation", "test", "seed") else training
         if key not in splits and key not in training:
             raise BadInput(
-                f"'task.{key}' is no setting of task '{task}'; its settings: {', '.join([*splits, *training])}"
+                f"'task.{key}' is no setting of task '{task}'; "
+                f"its settings: {', '.join([*splits, *training])}"
             )
         target[key] = value
     if own:
-        _check_settings(task_plugin.file, task, json.dumps([splits, training], sort_keys=True))
+        from leantune.spec.schema import SplitsBlock, TrainingBlock  # not where only names are told
+
+        check(splits, SplitsBlock, f"task '{task}' with --set")
+        check(training, TrainingBlock, f"task '{task}' with --set")
     for_methods = {k: v for k, v in overrides.items() if not k.startswith("task.")}
     parts = parse_stack(method, task_plugin.spec.kind, for_methods)
     device = resolve_device(device)
@@ -195,17 +185,6 @@ def resolve_cell(
         on or hardware_name(device),
         flatness,
     )
-
-
-@functools.cache
-def _check_settings(file: Path, task: str, settings: str) -> None:
-    """Raise BadInput for splits or training settings that a task.yaml could not have; seeds share
-    one check."""
-    from leantune.spec.schema import TaskFile
-
-    splits, training = json.loads(settings)
-    resolved = {**plugins.get("tasks", task).raw, "splits": splits, "training": training}
-    check(resolved, TaskFile, f"task '{task}' with --set")
 
 
 def short_key(key: Mapping[str, Any], task_hash: str) -> str:

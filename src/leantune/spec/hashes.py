@@ -34,25 +34,18 @@ def _code(folder: Path) -> list[bytes | str]:
 
 @functools.cache
 def _method_code_hash(plugin_file: Path, base: str | None) -> str:
-    inherited = _base_hash(base) if base else ""
+    parent = plugins.get("methods", base) if base else None
+    inherited = _method_code_hash(parent.file, parent.spec.base) if parent else ""
     return _digest(inherited, *_code(plugin_file.parent))
-
-
-def _base_hash(name: str) -> str:
-    plugin = plugins.get("methods", name)
-    return _method_code_hash(plugin.file, plugin.spec.base)
 
 
 def stack_hash(parts: tuple[Part, ...]) -> str:
     """Hash of the code and the resolved settings of a stack: what a record of it depends on."""
-    chunks = []
+    chunks: list[str] = []
     for part in parts:
         settings = json.dumps([part.slot, part.params], sort_keys=True)
-        chunks += [
-            part.name,
-            settings,
-            _method_code_hash(part.plugin.file, part.plugin.spec.base),
-        ]
+        code = _method_code_hash(part.plugin.file, part.plugin.spec.base)
+        chunks += [part.name, settings, code]
     return _digest(*chunks)
 
 

@@ -13,8 +13,8 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
@@ -29,8 +29,9 @@ Spec = TypeVar("Spec")  # what a kind of plugin declares: MethodFile, ...
 
 @dataclass(frozen=True)
 class Plugin(Generic[Spec]):
-    """One method, task or model: its YAML file, as the typed `spec` that the harness reads and as
-    the `raw` mapping, byte for byte what the file says, that hashes and plugins take."""
+    """One method, task or model: its YAML file as the typed `spec` that the harness reads, a
+    method's with what it inherits from its `base`, and as the `raw` mapping that content hashes and
+    loaders take, with each value just as the file has it."""
 
     kind: str  # methods | tasks | models
     name: str
@@ -49,16 +50,13 @@ class Plugin(Generic[Spec]):
 def roots() -> list[Path]:
     """The folders that may hold methods/, tasks/ and models/, in order of precedence."""
     own = checkout() or Path(__file__).resolve().parents[1] / "plugins"
-    extra = [
-        Path(p).expanduser().absolute()
-        for p in os.environ.get("LEANTUNE_PLUGINS", "").split(os.pathsep)
-        if p
-    ]
-    for folder in extra:
-        if not folder.is_dir():
-            raise BadInput(
-                f"LEANTUNE_PLUGINS names '{folder}', which is not a folder; mend or unset the variable"
-            )
+    named = filter(None, os.environ.get("LEANTUNE_PLUGINS", "").split(os.pathsep))
+    extra = [Path(folder).expanduser().absolute() for folder in named]
+    if missing := [folder for folder in extra if not folder.is_dir()]:
+        raise BadInput(
+            f"LEANTUNE_PLUGINS names '{missing[0]}', which is not a folder; "
+            "mend or unset the variable"
+        )
     for entry in importlib.metadata.entry_points(group="leantune.plugins"):
         try:
             found = importlib.util.find_spec(entry.value)
@@ -66,8 +64,8 @@ def roots() -> list[Path]:
             found = None
         if found is None or not found.submodule_search_locations:
             raise BadInput(
-                f"the entry point '{entry.name}' of leantune.plugins names '{entry.value}', which is not a package that "
-                "can be imported; mend or uninstall its distribution"
+                f"the entry point '{entry.name}' of leantune.plugins names '{entry.value}', which "
+                "is not a package that can be imported; mend or uninstall its distribution"
             )
         extra.append(Path(next(iter(found.submodule_search_locations))))
     return [own, *extra]
@@ -80,24 +78,21 @@ def checkout() -> Path | None:
     return root if source.name == "src" and (root / "methods").is_dir() else None
 
 
-def _yaml_files(kind: str) -> Iterator[Path]:
-    for root in roots():
-        pattern = "*.yaml" if kind == "models" else f"*/{kind[:-1]}.yaml"
-        yield from sorted((root / kind).glob(pattern))
-
-
 @functools.cache
 def _discovered(kind: str, _environment: str) -> dict[str, Path]:
+    pattern = "*.yaml" if kind == "models" else f"*/{kind[:-1]}.yaml"
     found: dict[str, Path] = {}
-    for file in _yaml_files(kind):
-        name = file.stem if kind == "models" else file.parent.name
-        found.setdefault(name, file)
+    for file in chain.from_iterable(sorted((root / kind).glob(pattern)) for root in roots()):
+        found.setdefault(_name(kind, file), file)  # the first wins
     return found
 
 
+def _name(kind: str, file: Path) -> str:
+    return file.stem if kind == "models" else file.parent.name
+
+
 def discover(kind: str) -> dict[str, Path]:
-    """Name to YAML file of every plugin of a kind (`methods`, `tasks`, `models`); the first found
-    wins."""
+    """Name to YAML file of every plugin of a kind (`methods`, `tasks`, `models`)."""
     return _discovered(kind, os.environ.get("LEANTUNE_PLUGINS", ""))
 
 
@@ -108,11 +103,19 @@ def read(kind: str, file: Path) -> Plugin[Any]:
 
     raw = read_yaml(file)
     spec = check(raw, FILES[kind[:-1]], file)
-    name = file.stem if kind == "models" else file.parent.name
-    if raw["name"] != name:
+    name = _name(kind, file)
+    if spec.name != name:
         raise BadInput(
-            f"{file}: key 'name' is '{raw['name']}' but the folder or file is called '{name}'"
+            f"{file}: key 'name' is '{spec.name}' but the folder or file is called '{name}'"
         )
+    if kind == "methods" and spec.base:
+        parent = get("methods", spec.base).spec
+        inherited = {
+            "supports": spec.supports or parent.supports,
+            "params": {**parent.params, **spec.params},
+            "kinds": {**parent.kinds, **spec.kinds},
+        }
+        spec = spec.model_copy(update=inherited)
     return Plugin(kind, name, file, spec, raw)
 
 

@@ -7,18 +7,17 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from leantune.errors import BadInput
-from leantune.files.parse import read_yaml
 from leantune.files.record import write_json
 from leantune.spec import plugins
 from leantune.spec.cells import resolve_cell
+from leantune.spec.config import load_config
 from leantune.spec.hashes import model_hash, stack_hash
 from leantune.spec.kinds import KINDS
-from leantune.spec.stacks import merged_spec, parse_stack, plugin_names
+from leantune.spec.stacks import parse_stack, plugin_names
 
 FILE = Path("tests", "published_hashes.json")  # below the checkout
 DIGITS = 16  # of a hash's 64: enough to see a change
@@ -71,24 +70,15 @@ def _stacks(root: Path, methods: list[str]) -> list[str]:
     """Every stack of these methods that is listed, each once."""
     points = {name: plugins.get("methods", name).spec.points for name in methods}
     names = {*methods, *(f"{name}@{point}" for name in methods for point in points[name])}
-    for folder in (root / "results").rglob("records"):
-        names |= {file.parent.name for file in folder.rglob("*.json")}
-    for file in (root / "config").glob("*.yaml"):
-        names |= {*_named(read_yaml(file))}
+    names |= {file.parent.name for file in (root / "results").rglob("records/**/*.json")}
+    for config in map(load_config, (root / "config").glob("*.yaml")):
+        blocks: list[Any] = [*config.cells, *config.timing, *config.footprint]
+        names |= {method for block in blocks for method in block.methods}
     return sorted(name for name in names if {*plugin_names(name)} <= {*methods})
-
-
-def _named(part: Any) -> Iterator[str]:
-    """The stacks under any key `methods` of a config, in its cells, grids, timing or footprint."""
-    if isinstance(part, dict):
-        yield from part.get("methods", ())
-        part = [*part.values()]
-    for inside in part if isinstance(part, list) else ():
-        yield from _named(inside)
 
 
 def _kinds(stack: str) -> list[str]:
     """The kinds of task that every method of a stack supports."""
-    specs = [merged_spec(plugins.get("methods", name)) for name in plugin_names(stack)]
+    specs = [plugins.get("methods", name).spec for name in plugin_names(stack)]
     supported = [spec.supports.tasks or KINDS for spec in specs if spec.supports]
     return [kind for kind in KINDS if all(kind in tasks for tasks in supported)]

@@ -24,16 +24,7 @@ class YamlFields(Fields):
     """A mapping of a YAML file. A key without a value is refused: absent and null would be two
     spellings of one thing, and the raw mapping goes on to plugins."""
 
-    may_be_null: ClassVar[tuple[str, ...]] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_empty_key(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            for key in cls.model_fields:
-                if key in given and given[key] is None and key not in cls.may_be_null:
-                    raise wrong(" has no value; give one or remove it", key)
-        return given
+    refuses_null = True
 
     def given(self) -> dict[str, Any]:
         """The mapping as the file has it."""

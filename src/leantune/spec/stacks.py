@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from leantune.errors import BadInput
@@ -40,20 +41,6 @@ class Part:
         return self.plugin.spec.sources.get(self.point or "")
 
 
-def merged_spec(plugin: Plugin[MethodFile]) -> MethodFile:
-    """A method's spec with what it inherits from its `base` (params, kinds, supports) filled in."""
-    own = plugin.spec
-    if own.base is None:
-        return own
-    parent = merged_spec(plugins.get("methods", own.base))
-    inherited = {
-        "supports": own.supports or parent.supports,
-        "params": {**parent.params, **own.params},
-        "kinds": {**parent.kinds, **own.kinds},
-    }
-    return own.model_copy(update=inherited)
-
-
 def plugin_names(stack: str) -> list[str]:
     """The plugins that a stack such as `vocab_pruning+svfit@r64` names, without their points, known
     or not."""
@@ -68,53 +55,46 @@ def parse_stack(
     `overrides` maps `method.param` to a value. A stack without an adaptation or control gets
     `full`. Raises BadInput for an unknown name, point or setting, or two plugins in one slot.
     """
-    parts: dict[str, Part] = {}
-    for word in text.split("+"):
-        name, _, point = word.partition("@")
-        part = _resolve(plugins.get("methods", name), point or None, kind, overrides or {})
-        if part.slot in parts:
+    overrides = overrides or {}
+    named = [_part(word, kind, overrides) for word in text.split("+")]
+    parts = {part.slot: part for part in named}
+    for part in named:
+        if (other := parts[part.slot]) is not part:
             raise BadInput(
-                f"stack '{text}': '{parts[part.slot].plugin.name}' and '{name}' both take the slot "
-                f"'{part.slot}'; a stack holds one plugin per slot"
+                f"stack '{text}': '{part.plugin.name}' and '{other.plugin.name}' both take the "
+                f"slot '{part.slot}'; a stack holds one plugin per slot"
             )
-        parts[part.slot] = part
     if "control" in parts and len(parts) > 1:
-        raise BadInput(
-            f"stack '{text}': the control '{parts['control'].plugin.name}' cannot be stacked"
-        )
-    if not {"control", "adaptation"} & set(parts):
-        parts["adaptation"] = _resolve(plugins.get("methods", "full"), None, kind, overrides or {})
-    unused = {k.partition(".")[0] for k in overrides or {}} - {
-        p.plugin.name for p in parts.values()
-    }
-    if unused:
-        raise BadInput(f"a setting names '{sorted(unused)[0]}', which is not in the stack '{text}'")
+        name = parts["control"].plugin.name
+        raise BadInput(f"stack '{text}': the control '{name}' cannot be stacked")
+    if not {"control", "adaptation"} & {*parts}:
+        parts["adaptation"] = _part("full", kind, overrides)
+    known = {part.plugin.name for part in parts.values()}
+    if unused := {key.partition(".")[0] for key in overrides} - known:
+        raise BadInput(f"a setting names '{min(unused)}', which is not in the stack '{text}'")
     return tuple(parts[slot] for slot in SLOTS if slot in parts)
 
 
-def _resolve(
-    plugin: Plugin[MethodFile], point: str | None, kind: str, overrides: Mapping[str, Any]
-) -> Part:
-    spec = merged_spec(plugin)
-    points = spec.points
-    if point is not None and point not in points:
-        raise BadInput(
-            f"method '{plugin.name}' has no point '{point}'; its points: {', '.join(points) or 'none'}"
-        )
-    own = {
-        k.partition(".")[2]: v for k, v in overrides.items() if k.partition(".")[0] == plugin.name
-    }
-    kinds = cast(dict[str, dict[str, Any]], spec.kinds)
+def _part(word: str, kind: str, overrides: Mapping[str, Any]) -> Part:
+    """One word of a stack, `svfit@r64`, with its settings."""
+    name, _, point = word.partition("@")
+    plugin = plugins.get("methods", name)
+    points, kinds = plugin.spec.points, cast(dict[str, dict[str, Any]], plugin.spec.kinds)
+    if point and point not in points:
+        known = ", ".join(points) or "none"
+        raise BadInput(f"method '{name}' has no point '{point}'; its points: {known}")
     # generation is the same training, with a loss on fewer tokens
-    alike = kinds.get("causal_lm", {}) if kind == "generation" else {}
-    defaults = {**spec.params, **kinds.get(kind, alike)}
-    allowed = set(defaults) | {k for p in points.values() for k in p}
-    for key in own:
-        if key not in allowed:
-            raise BadInput(
-                f"method '{plugin.name}' has no setting '{key}'; its settings: {', '.join(sorted(allowed))}"
-            )
-    return Part(plugin, point, {**defaults, **points.get(point or "", {}), **own})
+    like = "causal_lm" if kind == "generation" and kind not in kinds else kind
+    defaults = {**plugin.spec.params, **kinds.get(like, {})}
+    words = [(*key.partition("."), value) for key, value in overrides.items()]
+    own = {param: value for method, _, param, value in words if method == name}
+    allowed = {*defaults, *chain.from_iterable(points.values())}
+    if unknown := [param for param in own if param not in allowed]:
+        raise BadInput(
+            f"method '{name}' has no setting '{unknown[0]}'; "
+            f"its settings: {', '.join(sorted(allowed))}"
+        )
+    return Part(plugin, point or None, {**defaults, **points.get(point, {}), **own})
 
 
 def stack_name(parts: tuple[Part, ...]) -> str:
@@ -134,15 +114,13 @@ def unsupported_reason(
     if parts[0].slot != "control" and kind not in model.spec.kinds:
         return f"model '{model.name}' does not do {kind}; it does {', '.join(model.spec.kinds)}"
     for part in parts:
-        spec = merged_spec(part.plugin)
+        spec = part.plugin.spec
         if spec.disabled is not None:
             return f"method '{part.plugin.name}' is disabled: {spec.disabled}"
-        facts = {"families": model.spec.family, "tasks": kind, "devices": device}
-        for key, value in facts.items():
+        family = None if part.slot == "control" else model.spec.family
+        for key, value in {"families": family, "tasks": kind, "devices": device}.items():
             allowed = getattr(spec.supports, key, None)
-            if allowed is None or value is None or (part.slot == "control" and key == "families"):
-                continue
-            if value not in allowed:
+            if value and allowed is not None and value not in allowed:
                 return (
                     f"method '{part.plugin.name}' supports {key} {', '.join(allowed)}; "
                     f"this is {value}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 from collections.abc import Collection, Iterable, Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from leantune.errors import BadInput
@@ -16,9 +16,8 @@ from leantune.spec.stacks import parse_stack
 if TYPE_CHECKING:
     from leantune.spec.schema import ConfigFile
 
-CHOICE = (
-    "tuning/{key}/{model}/{task}/{method}/chosen.json"  # which trial was chosen, below the output
-)
+# which trial was chosen, below the output
+CHOICE = "tuning/{key}/{model}/{task}/{method}/chosen.json"
 
 
 def nearest_points(method: str, kind: str, count: int) -> list[dict[str, Any]]:
@@ -26,34 +25,24 @@ def nearest_points(method: str, kind: str, count: int) -> list[dict[str, Any]]:
     are nearest to it: fewest steps along the sorted values, all parameters together; of equals
     those that move what is listed first."""
     part = parse_stack(method, kind)[-1]
-    searched: Mapping[str, list[Any]] = part.plugin.spec.search
+    searched, default = part.plugin.spec.search, part.params
 
     def steps(name: str, value: Any) -> float:
-        values, default = sorted(searched[name], key=sort_key), part.params[name]
-        if default in values:
-            return abs(values.index(value) - values.index(default))
-        place = bisect.bisect(values, sort_key(default), key=sort_key) - 0.5
+        values = sorted(searched[name], key=sort_key)
+        if default[name] in values:
+            return abs(values.index(value) - values.index(default[name]))
+        # a default that is not listed lies between two values
+        place = bisect.bisect(values, sort_key(default[name]), key=sort_key) - 0.5
         return abs(values.index(value) - place)
 
-    grid = [
-        dict(zip(searched, values, strict=True)) for values in itertools.product(*searched.values())
-    ]
-    others = [
-        point for point in grid if any(part.params[name] != value for name, value in point.items())
-    ]
-
     def distance(point: dict[str, Any]) -> tuple[float, list[float]]:
-        taken = [steps(name, value) for name, value in point.items()]
+        taken = [steps(name, point[name]) if name in point else 0.0 for name in searched]
         return sum(taken), taken[::-1]
 
-    others.sort(key=distance)
-    changed = [
-        {n: v for n, v in point.items() if v != part.params[n]} for point in others[: count - 1]
-    ]
-    return [
-        {},
-        *({f"{method}.{name}": value for name, value in point.items()} for point in changed),
-    ]
+    grid = [dict(zip(searched, values, strict=True)) for values in product(*searched.values())]
+    moved = [{n: value for n, value in point.items() if value != default[n]} for point in grid]
+    near = sorted(filter(None, moved), key=distance)[: count - 1]
+    return [{f"{method}.{name}": value for name, value in point.items()} for point in [{}, *near]]
 
 
 def sort_key(value: Any) -> tuple[bool, Any]:
@@ -61,43 +50,43 @@ def sort_key(value: Any) -> tuple[bool, Any]:
 
 
 def planned_trials(config: ConfigFile) -> dict[str, list[Cell]]:
-    """The trials of a validated config, by the file below its output that says which of them was
+    """The trials of a loaded config, by the file below its output that says which of them was
     chosen."""
     found = {}
     for block in runnable(config):
         count = config.trials if block.trials is None else block.trials
-        for model, task, method in itertools.product(block.models, block.tasks, block.methods):
-            if count < 1 or "+" in method or "@" in method:
-                continue
-            spec = plugins.get("methods", method).spec
-            if not spec.search:
+        for model, task, method in product(block.models, block.tasks, block.methods):
+            alone = count and "+" not in method and "@" not in method
+            search = plugins.get("methods", method).spec.search if alone else {}
+            if not search:
                 continue
             settings = settings_for(config, block, method, task)
-            both = [key for key in settings if key.removeprefix(f"{method}.") in spec.search]
-            if both:
+            if both := [key for key in settings if key.removeprefix(f"{method}.") in search]:
                 raise BadInput(
                     f"config: '{both[0]}' is set and, with `trials`, searched for; drop one of them"
                 )
-            common: dict[str, Any] = {"device": config.device, "on": config.hardware}
-            cells_ = [
+            points = nearest_points(method, plugins.get("tasks", task).spec.kind, count)
+            cells = [
                 resolve_cell(
-                    model, task, method, 0, trial=i, overrides={**settings, **point}, **common
+                    model,
+                    task,
+                    method,
+                    trial=number,
+                    device=config.device,
+                    overrides={**settings, **point},
+                    on=config.hardware,
                 )
-                for i, point in enumerate(
-                    nearest_points(method, plugins.get("tasks", task).spec.kind, count)
-                )
+                for number, point in enumerate(points)
             ]
-            found[_choice_file(cells_[0], method)] = cells_
+            found[_choice_file(cells[0], method)] = cells
     return found
 
 
 def choice_files(cell: Cell, known: Collection[str]) -> list[str]:
     """Which of the `known` choices, by file, a cell takes its settings from."""
     files = {part.plugin.name: _choice_file(cell, part.plugin.name) for part in cell.parts}
-    return [
-        files[name]
-        for name in tuned_parts(cell, {name for name, file in files.items() if file in known})
-    ]
+    chosen = [name for name, file in files.items() if file in known]
+    return [files[name] for name in tuned_parts(cell, chosen)]
 
 
 def tuned_parts(cell: Cell, chosen: Collection[str]) -> list[str]:

@@ -28,7 +28,7 @@ from leantune.results.comparable import Row
 from leantune.results.load import load as load_results
 from leantune.spec import plugins
 from leantune.spec.hashes import model_hash, stack_hash
-from leantune.spec.stacks import merged_spec, parse_stack
+from leantune.spec.stacks import parse_stack
 
 FILE = Path("tables", "claims.csv")  # below a run's folder, and below the published results
 SETTINGS = {"inferred": "the setting is inferred", "scaled_down": "the setting is scaled down"}
@@ -228,7 +228,7 @@ def digest() -> str:
     facts: list[Any] = [versions()]
     for method in sorted(plugins.discover("methods")):
         plugin = plugins.get("methods", method)
-        kinds = merged_spec(plugin).kinds
+        kinds = plugin.spec.kinds
         stacks = [stack_hash(parse_stack(method, kind)) for kind in ("classification", *kinds)]
         facts.append([method, plugin.raw.get("claims"), stacks])
     models = [
