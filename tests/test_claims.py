@@ -371,7 +371,8 @@ def test_predictions_are_kept_and_made_again_only_for_another_question(
     )
     assert asked[1:] == [("gpt2", "lora", 1, {"lora.rank": 4})]
     assert found.commands == (
-        "leantune predict --model gpt2 --method lora --batch 1 --seq 8 --dtype fp32 --set lora.rank=4",
+        "leantune predict --model gpt2 --method lora --batch 1 --seq 8 --dtype fp32 "
+        "--set lora.rank=4",
     )
     for file in tmp_path.rglob("*.json"):
         file.write_text("{")
@@ -486,6 +487,10 @@ def test_progress_is_a_line_for_each_claim_and_the_ledger_is_printed(
         (
             {"measure": 'predicted("gtp2", "lora", "peak_bytes", batch=1, seq=8)'},
             "unknown model 'gtp2'",
+        ),
+        (
+            {"measure": 'predicted("gpt2", "lora", "peak_bytes", batch=1, seq=8, head="causal")'},
+            "'causal' is no head; known: classification, mlm, causal-lm, span, pretraining",
         ),
         (
             {"measure": 'predicted("gpt2", "lora", "peak_bytes", batch=1)'},

@@ -22,9 +22,10 @@ from leantune.spec.config import load_config
 from leantune.spec.stacks import parse_stack
 
 TINY = (
-    "{name: %s, summary: A GPT-2 of one layer., family: gpt2, source: {none: true}, kinds: [causal_lm, classification], "
-    "traits: [from_scratch], parameters: 1, architecture: {model_type: gpt2, vocab_size: 512, n_positions: 64, "
-    "n_embd: 128, n_layer: 1, n_head: 4, bos_token_id: 0, eos_token_id: 0, pad_token_id: 0}}"
+    "{name: %s, summary: A GPT-2 of one layer., family: gpt2, source: {none: true}, "
+    "kinds: [causal_lm, classification], traits: [from_scratch], parameters: 1, "
+    "architecture: {model_type: gpt2, vocab_size: 512, n_positions: 64, n_embd: 128, n_layer: 1, "
+    "n_head: 4, bos_token_id: 0, eos_token_id: 0, pad_token_id: 0}}"
 )
 METHOD = (
     "name: rank_one\nsummary: LoRA of rank one under another name.\nslot: adaptation\nbase: lora\n"

@@ -313,9 +313,10 @@ def one_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A model plugin that predicts fast."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "one-layer.yaml").write_text(
-        "{name: one-layer, summary: A GPT-2 of one layer., family: gpt2, source: {none: true}, kinds: [causal_lm], "
-        "traits: [from_scratch], parameters: 1, architecture: {model_type: gpt2, vocab_size: 512, n_positions: 64, "
-        "n_embd: 128, n_layer: 1, n_head: 4, bos_token_id: 0, eos_token_id: 0, pad_token_id: 0}}"
+        "{name: one-layer, summary: A GPT-2 of one layer., family: gpt2, source: {none: true}, "
+        "kinds: [causal_lm], traits: [from_scratch], parameters: 1, "
+        "architecture: {model_type: gpt2, vocab_size: 512, n_positions: 64, n_embd: 128, "
+        "n_layer: 1, n_head: 4, bos_token_id: 0, eos_token_id: 0, pad_token_id: 0}}"
     )
     monkeypatch.setenv("LEANTUNE_PLUGINS", str(tmp_path))
     return "one-layer"

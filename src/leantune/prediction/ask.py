@@ -75,6 +75,8 @@ class Ask:
         """The kind of task. Whether the model does it is for the prediction to say."""
         if self.of_task:
             return self.of_task.spec.kind
+        if self.head not in HEADS:
+            raise BadInput(f"'{self.head}' is no head; known: {', '.join(filter(None, HEADS))}")
         likely = HEADS[self.head]
         return next((kind for kind in likely if kind in self.plugin.spec.kinds), likely[-1])
 

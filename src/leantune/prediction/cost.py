@@ -7,6 +7,7 @@ are FLOPs / (the card's dense peak x efficiency), one run at a time on a card. L
 attaching, export, a method's hooks, and decoding token by token.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -75,6 +76,7 @@ def items(config: "ConfigFile") -> list[Item]:
     step times, and the cells of its blocks with `not_run`. Raises BadInput for a wrong word in the
     config."""
     found: dict[tuple[str, str], Item] = {}
+    timed: list[Item] = []
     for block in config.cells:
         runnable = block.model_copy(update={"not_run": None})
         alone = config.model_copy(update={"cells": [runnable]})
@@ -85,25 +87,18 @@ def items(config: "ConfigFile") -> list[Item]:
             former = found.get((what, cell.record_path), new)
             grids = dict.fromkeys([*former.grids, *_grids(block)])
             found[what, cell.record_path] = replace(former, grids=tuple(grids))
-    # the cells that take turns for a block of `timing`, each as often as there are rounds
-    timed = [
-        Item("timing", _timed(config, block, model, task, method), _grids(block), block.rounds)
-        for block in config.timing
-        for model in block.models
-        for task in block.tasks
-        for method in dict.fromkeys(["full", *block.methods])
-    ]
+    for timing in config.timing:
+        methods = dict.fromkeys(["full", *timing.methods])  # they take turns
+        for model, task, method in itertools.product(timing.models, timing.tasks, methods):
+            settings = {**TIMED_SETTINGS, **settings_for(config, timing, method, task)}
+            device, on = config.device, config.hardware
+            cell = resolve_cell(model, task, method, device=device, overrides=settings, on=on)
+            timed.append(Item("timing", cell, _grids(timing), timing.rounds))
     return [*found.values(), *timed]
 
 
 def _grids(block: "CellsBlock | TimingBlock") -> tuple[str, ...]:
     return () if block.grid is None else (block.grid,)
-
-
-def _timed(config: "ConfigFile", block: "TimingBlock", model: str, task: str, method: str) -> Cell:
-    settings = {**TIMED_SETTINGS, **settings_for(config, block, method, task)}
-    device, on = config.device, config.hardware
-    return resolve_cell(model, task, method, device=device, overrides=settings, on=on)
 
 
 def estimate(

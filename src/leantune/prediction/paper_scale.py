@@ -67,7 +67,7 @@ def write(output: Path, asks: Sequence[Ask]) -> None:
 
 
 def table(asks: Sequence[Ask], rows: Sequence[Row]) -> str:
-    """The rows as CSV. Without figures (unsupported) their columns are empty and `reason` says why."""
+    """The rows as CSV. Where nothing was predicted the columns are empty; `reason` says why."""
     return csv_text(list(map(_line, asks, rows)), COLUMNS)
 
 

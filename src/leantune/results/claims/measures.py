@@ -24,10 +24,9 @@ from leantune.results.columns import names
 from leantune.results.comparable import Entry, Group, Record, Row, groups
 from leantune.spec.settings import parse_settings
 
-COUNTS = ("total", "trainable", "head")  # of parameters; `trainable` leaves the head out
 FIELDS = (
     *("peak_bytes", "reserved_bytes", "allocated_bytes", "optimizer_state_bytes", "flops_per_step"),
-    *COUNTS,
+    *("total", "trainable", "head"),  # parameters; `trainable` leaves the head out
     *BYTE_KINDS,
 )
 # how columns end that another run repeats
@@ -259,7 +258,8 @@ def _number(record: Record, column: str) -> float:
     else:
         known = ", ".join([*DERIVED, *names("leaderboard")])
         raise BadInput(
-            f"'{column}' is no column; known: {known}, or a path of the record such as quality.value"
+            f"'{column}' is no column; known: {known}, "
+            "or a path of the record such as quality.value"
         )
     if number is None:
         cell = record["cell"]
