@@ -18,8 +18,8 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from leantune.api import Batch, Context, is_head, mark_head
-from leantune.data import collate
-from leantune.data import load as task_data
+from leantune.data.collate import batches
+from leantune.data.load import load_data
 from leantune.models.load import load_model, load_tokenizer
 from leantune.spec import plugins
 from leantune.spec.stacks import parse_stack
@@ -33,9 +33,9 @@ RATE, HEAD_RATE = 2e-4, 1e-3
 def load_batches() -> list[Batch]:
     task = plugins.get("tasks", "sentiment")
     tokenizer = load_tokenizer(plugins.get("models", "minilm-l6").raw)
-    data = task_data.load_data({**task.raw, "folder": task.folder}, tokenizer, 48)
+    data = load_data(task, tokenizer, 48)
     assert data.collate is not None
-    return list(collate.batches(data.train, data.collate, 16, STEPS, 0, True))
+    return list(batches(data.train, data.collate, 16, STEPS, 0, True))
 
 
 def fresh_model() -> torch.nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from transformers.models.bert import BertTokenizer
 
 from leantune.api import Batch, Context, Data, mark_head
 from leantune.data.collate import Collate
+from leantune.data.load import load_data
+from leantune.files.parse import check
+from leantune.spec.plugins import Plugin
+from leantune.spec.schema import TaskFile
 from leantune.spec.stacks import parse_stack, plugin_names
 from leantune.testing import ARCHITECTURES, WORDS
 from leantune.training.loop import Schedule, Watch, train
@@ -185,3 +190,20 @@ def batch_of(data: Data, index: int = 0, size: int = 4) -> Batch:
     assert data.collate is not None
     rows = len(data.train)
     return data.collate([data.train[(index * size + i) % rows] for i in range(size)])
+
+
+def load_made(fields: Mapping[str, Any], tokenizer: Any, length: int) -> Data:
+    """The examples of a task that a test makes of the keys of a task.yaml and its `folder`; what
+    only training needs may be left out, and `splits` may be sizes that no file may have."""
+    folder, splits = fields["folder"], fields["splits"]
+    raw = {
+        "summary": "A task that a test makes.",
+        "training": {"steps": 1, "batch": 2, "length": 8},
+        "metric": {"module": "classification", "score": "accuracy", "higher_is_better": True},
+        **fields,
+        "splits": {"train": 1, "validation": 1, "test": 1},
+    }
+    del raw["folder"]
+    spec = check(raw, TaskFile, folder / "task.yaml")
+    made = Plugin("tasks", raw["name"], folder / "task.yaml", spec, raw)
+    return load_data(made, tokenizer, length, splits=splits)

@@ -150,8 +150,8 @@ def test_an_exported_model_is_loaded_with_its_adapters_and_scores_as_recorded(tm
     cell = resolve_cell(
         "minilm-l6", "sentiment", "adapter", device="cpu", overrides=parse_settings(SMALL)
     )
-    task = {**cell.task.raw, "folder": cell.task.folder, "splits": cell.splits}
-    loaded = load_data(task, AutoTokenizer.from_pretrained(folder), cell.training["length"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loaded = load_data(cell.task, tokenizer, cell.training["length"], cell.splits)
     scored = batches(loaded.test, loaded.collate, 32)
     predictions = predict_split(lean.load(folder), scored, "classification", "cpu", "fp32")[0]
     assert predictions == row["quality"]["predictions"]

@@ -128,7 +128,7 @@ def test_regression_guesses_are_the_training_labels_in_another_order(tmp_path):
 
 def test_a_leaked_label_is_read_by_words_alone(tmp_path):
     task = plugins.get("tasks", "leak")
-    loaded = load_data({**task.raw, "folder": task.folder}, None, 8)
+    loaded = load_data(task, None, 8)
     names = loaded.label_names
     for split in (loaded.train, loaded.test):
         assert all(

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import words
+from small import load_made, words
 
 from leantune.data.collate import Collate, batches, longest_batch_shape
 from leantune.data.load import load_data, sample_hash
@@ -45,8 +45,7 @@ def task(tmp_path):
 
 
 def real(name):
-    plugin = plugins.get("tasks", name)
-    return {**plugin.raw, "folder": plugin.folder}
+    return plugins.get("tasks", name)
 
 
 # ------------------------------------------------------------------ files
@@ -66,14 +65,14 @@ def test_tab_file_skips_empty_rows_and_unquotes_whole_fields(tmp_path):
 def test_task_without_files_or_loader(task):
     del task["files"]
     with pytest.raises(BadInput, match="neither `files:`"):
-        load_data(task, None, 8)
+        load_made(task, None, 8)
 
 
 # ------------------------------------------------------------------ splits
 
 
 def test_splits_have_their_sizes_and_do_not_overlap(task):
-    data = load_data(task, words(), 8)
+    data = load_made(task, words(), 8)
     assert [len(data.train), len(data.validation), len(data.test)] == [20, 5, 10]
     assert not set(data.train["text"]) & set(data.validation["text"])
     assert all("w9" in text for text in data.test["text"])  # the test file's
@@ -86,14 +85,14 @@ def test_splits_have_their_sizes_and_do_not_overlap(task):
 
 
 def test_same_seed_same_sample_and_no_other(task):
-    first = sample_hash(load_data(task, words(), 8))
-    assert sample_hash(load_data(task, None, 3)) == first  # whatever reads it
+    first = sample_hash(load_made(task, words(), 8))
+    assert sample_hash(load_made(task, None, 3)) == first  # whatever reads it
     task["splits"]["seed"] = 1
-    assert sample_hash(load_data(task, words(), 8)) != first
+    assert sample_hash(load_made(task, words(), 8)) != first
 
 
 def test_sample_hash_sees_every_label_text_and_split(task):
-    data = load_data(task, None, 8)
+    data = load_made(task, None, 8)
     rows = data.test.to_dict()
     changed = [
         {**rows, "label": [*rows["label"][:-1], 1 - min(rows["label"][-1], 1)]},
@@ -112,7 +111,7 @@ def test_rare_labels_are_in_train(task):
     write_tab(task["folder"] / "test.tab", [f"common\tw{i}" for i in range(30)])
     for seed in range(5):
         task["splits"]["seed"] = seed
-        data = load_data(task, None, 8)
+        data = load_made(task, None, 8)
         assert data.label_names == ("common", "odd", "rare")
         assert set(data.train["label"]) == {0, 1, 2}
 
@@ -122,7 +121,7 @@ def test_label_unseen_in_training_is_named(task):
     with pytest.raises(
         BadInput, match="label 'z' of task 'made' is in the test split and never in training"
     ):
-        load_data(task, None, 8)
+        load_made(task, None, 8)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +139,7 @@ def test_label_unseen_in_training_is_named(task):
 def test_impossible_splits(task, sizes, message):
     task["splits"].update(sizes)
     with pytest.raises(BadInput, match=message):
-        load_data(task, None, 8)
+        load_made(task, None, 8)
 
 
 def test_an_example_that_comes_twice_is_known_by_both_of_its_texts():
@@ -196,7 +195,7 @@ def corpus(task):
 @pytest.mark.parametrize("kind", ["causal_lm", "masked_lm"])
 def test_blocks_are_full_and_never_shared(corpus, kind):
     sizes = {"train": 250, "validation": 30, "test": 30}  # nearly all there is
-    data = load_data({**corpus, "kind": kind, "splits": sizes}, words(), 10)
+    data = load_made({**corpus, "kind": kind, "splits": sizes}, words(), 10)
     seen: Counter = Counter()
     for split, count in ((data.train, 250), (data.validation, 30), (data.test, 30)):
         assert len(split) == count
@@ -215,9 +214,9 @@ def test_blocks_are_full_and_never_shared(corpus, kind):
 
 def test_language_modelling_needs_enough_text_and_a_tokenizer(corpus):
     with pytest.raises(BadInput, match="blocks of 10 tokens for test, not 400"):
-        load_data({**corpus, "splits": {**SIZES, "test": 400}}, words(), 10)
+        load_made({**corpus, "splits": {**SIZES, "test": 400}}, words(), 10)
     with pytest.raises(BadInput, match="needs a model with a tokenizer"):
-        load_data(corpus, None, 10)
+        load_made(corpus, None, 10)
 
 
 # ------------------------------------------------------------------ tokens and batches
@@ -226,7 +225,7 @@ def test_language_modelling_needs_enough_text_and_a_tokenizer(corpus):
 def test_tokens_are_cut_to_length_like_the_tokenizer_does(task):
     long = " ".join(f"w{i}" for i in range(300))
     write_tab(task["folder"] / "train.tab", [f"{'abc'[i % 3]}\tw{i} {long}" for i in range(60)])
-    data = load_data(task, words(), 12)
+    data = load_made(task, words(), 12)
     for row in data.train:
         assert row["input_ids"] == words()(row["text"], truncation=True, max_length=12)["input_ids"]
         assert len(row["input_ids"]) == len(row["attention_mask"]) == 12
@@ -288,7 +287,7 @@ def test_evaluation_is_one_pass_in_order(ten):
 
 
 def test_longest_batch_shape_is_reached_and_never_passed(task):
-    data = load_data(task, words(), 8)
+    data = load_made(task, words(), 8)
     shape = longest_batch_shape(data.train, 16)
     shapes = [
         tuple(b["input_ids"].shape) for b in batches(data.train, data.collate, 16, 10, 0, True)
@@ -340,8 +339,8 @@ def test_real_language_modelling_blocks(name):
 @pytest.mark.process
 def test_loading_writes_nothing_at_home(tmp_path):
     code = (
-        "from leantune.spec import plugins; from leantune.data.load import load_data; t = plugins.get('tasks', 'sentiment');"
-        "print(len(load_data({**t.raw, 'folder': t.folder}, None, 8).train))"
+        "from leantune.spec import plugins; from leantune.data.load import load_data; "
+        "print(len(load_data(plugins.get('tasks', 'sentiment'), None, 8).train))"
     )
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))

@@ -210,7 +210,7 @@ def test_e2e_is_read_from_a_mirror(tmp_path, monkeypatch):
     monkeypatch.setenv("LEANTUNE_MIRROR", str(tmp_path))
     task = plugins.get("tasks", "e2e")
     tokenizer = load_tokenizer(plugins.get("models", "mini-gpt").raw)
-    data = load_data({**task.raw, "folder": task.folder, "splits": SIZES}, tokenizer, 192)
+    data = load_data(task, tokenizer, 192, SIZES)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [60, 6, 8]
     assert len(set(data.test["text"])) == 8
     for split in ("train", "validation", "test"):  # each from its own file

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hub_server import Hub
 from huggingface_hub import hf_hub_download, snapshot_download
+from small import load_made
 
-from leantune.data.load import load_data
 from leantune.errors import BadInput
 from leantune.fetch import cache, hub
 from leantune.fetch.source import fetch
@@ -220,7 +220,7 @@ def test_a_data_set_of_the_hub_is_read_through_its_readme(server):
             "test": "dev",
         },
     }
-    data = load_data(task, None, 8)
+    data = load_made(task, None, 8)
     assert data.label_names == ("n", "y")
     assert all(text.startswith("dev") for text in data.test["text"])
     assert not any(path.endswith("other/train.csv") for path in server.asked)

@@ -11,12 +11,12 @@ import pytest
 import torch
 import transformers
 from hub_samples import GLUE, write_mirror
-from small import small_data, small_model
+from small import load_made, small_data, small_model
 from tests.host import cell_words
 
 from leantune import metrics
 from leantune.data.collate import batches
-from leantune.data.load import load_data, sample_hash
+from leantune.data.load import sample_hash
 from leantune.datasetfiles import read_dataset
 from leantune.errors import BadInput
 from leantune.fetch.cache import cache_folder
@@ -98,7 +98,7 @@ def test_every_task_loads_from_the_mirror(name, tokenizer):
     task = small(
         name, splits={"train": 20, "validation": 2, "test": 4} if name == "wikitext2" else SMALL
     )
-    data = load_data(task, tokenizer, 32)
+    data = load_made(task, tokenizer, 32)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [
         *list(task["splits"].values())[:3]
     ]
@@ -129,7 +129,7 @@ def test_all_of_the_real_data_is_used_for_three_epochs(name):
 @pytest.mark.parametrize("name", [name for name in CLASSIFIED if name.startswith("glue-")])
 def test_labels_keep_the_numbers_and_names_of_the_hub(name, mirror):
     config = name.removeprefix("glue-")
-    data = load_data(small(name), None, 8)
+    data = load_made(small(name), None, 8)
     assert list(data.label_names) == GLUE[config][1]
     scored = plugins.get("tasks", name).raw["dataset"]["test"]
     rows = pq.read_table(
@@ -151,7 +151,7 @@ def test_validation_is_a_slice_of_train_or_its_own_file(mirror):
         return set(pq.read_table(folder / f"{split}-00000-of-00001.parquet").to_pydict()[column])
 
     for name, of in (("glue-sst2", "train"), ("xnli", "validation")):
-        data = load_data(small(name), None, 8)
+        data = load_made(small(name), None, 8)
         assert set(data.validation["text"]) <= file(name, of)
         assert set(data.train["text"]) <= file(name, "train")
         assert not set(data.train["text"]) & set(data.validation["text"])
@@ -159,7 +159,7 @@ def test_validation_is_a_slice_of_train_or_its_own_file(mirror):
 
 def test_language_modelling_blocks_come_from_their_own_split(tokenizer, mirror):
     task = small("wikitext2", splits={"train": 20, "validation": 2, "test": 4})
-    data = load_data(task, tokenizer, 32)
+    data = load_made(task, tokenizer, 32)
     for split in ("train", "validation", "test"):
         lines = pq.read_table(
             mirror / f"Salesforce/wikitext/wikitext-2-raw-v1/{split}-00000-of-00001.parquet"
@@ -193,7 +193,7 @@ def test_a_model_and_its_tokenizer_load_from_the_mirror(tmp_path, monkeypatch):
 
 def test_a_second_load_reads_the_same_and_nothing_of_the_mirror_is_written(mirror):
     before = {path: path.stat().st_mtime_ns for path in mirror.rglob("*")}
-    hashes = {sample_hash(load_data(small("glue-mrpc"), None, 8)) for _ in range(2)}
+    hashes = {sample_hash(load_made(small("glue-mrpc"), None, 8)) for _ in range(2)}
     assert len(hashes) == 1
     assert {path: path.stat().st_mtime_ns for path in mirror.rglob("*")} == before
 
@@ -202,7 +202,7 @@ def test_a_second_load_reads_the_same_and_nothing_of_the_mirror_is_written(mirro
 
 
 def test_a_pair_is_framed_as_the_tokenizer_frames_pairs(tokenizer):
-    data = load_data(small("glue-mrpc"), tokenizer, 20)
+    data = load_made(small("glue-mrpc"), tokenizer, 20)
     for row in data.train:
         made = tokenizer(row["text"], row["pair"], truncation=True, max_length=20)
         assert row["input_ids"] == made["input_ids"]
@@ -212,7 +212,7 @@ def test_a_pair_is_framed_as_the_tokenizer_frames_pairs(tokenizer):
 
 
 def test_a_batch_pads_token_types_with_zero(tokenizer):
-    data = load_data(small("glue-mrpc"), tokenizer, 64)
+    data = load_made(small("glue-mrpc"), tokenizer, 64)
     batch = data.collate([data.train[i] for i in range(8)])
     assert batch["token_type_ids"].shape == batch["input_ids"].shape
     assert batch["token_type_ids"].dtype == torch.int64
@@ -224,14 +224,14 @@ def test_a_batch_pads_token_types_with_zero(tokenizer):
 
 def test_without_a_separator_a_pair_is_one_text_of_two_lines():
     decoder = load_tokenizer(plugins.get("models", "mini-gpt").raw)
-    data = load_data(small("glue-mrpc"), decoder, 64)
+    data = load_made(small("glue-mrpc"), decoder, 64)
     row = data.train[0]
     assert decoder.decode(row["input_ids"]) == f"{row['text']}\n{row['pair']}"
     assert "token_type_ids" not in row
 
 
 def test_the_sample_hash_sees_the_pair():
-    data = load_data(small("glue-mrpc"), None, 8)
+    data = load_made(small("glue-mrpc"), None, 8)
     pairs = data.test["pair"]
     changed = data.test.remove_columns("pair").add_column("pair", ["other", *pairs[1:]])
     assert sample_hash(dataclasses.replace(data, test=changed)) != sample_hash(data)
@@ -313,14 +313,14 @@ def changed(name, **block):
 )
 def test_a_wrong_key_is_named_with_what_there_is(block, message):
     with pytest.raises(BadInput, match=message):
-        load_data(changed("glue-mrpc", **block), None, 8)
+        load_made(changed("glue-mrpc", **block), None, 8)
 
 
 def test_files_that_were_not_fetched_are_named():
     with pytest.raises(
         BadInput, match=r"data set nyu-mll/glue lacks files of config 'ax'.*`files:`"
     ) as error:
-        load_data(changed("glue-mnli", config="ax", train="test", test="test"), None, 8)
+        load_made(changed("glue-mnli", config="ax", train="test", test="test"), None, 8)
     assert "\n" not in str(error.value)
 
 
@@ -347,7 +347,7 @@ def test_a_damaged_file_is_one_sentence(damage, tmp_path, monkeypatch):
     else:
         (folder / "README.md").write_text("---\nconfigs: [{data_files: 3}]\n---\n")
     with pytest.raises(BadInput, match=r"data set nyu-mll/glue.* cannot be read") as error:
-        load_data(small("glue-mrpc"), None, 8)
+        load_made(small("glue-mrpc"), None, 8)
     assert "\n" not in str(error.value)
 
 
@@ -364,7 +364,7 @@ def test_plain_files_need_no_readme(tmp_path):
         "splits": SMALL,
         "dataset": {"text": "question", "label": "mark", "train": "train", "test": "test"},
     }
-    data = load_data(task, None, 8)
+    data = load_made(task, None, 8)
     assert data.label_names == ("a", "b")
     assert all(text.startswith("test") for text in data.test["text"])
 

@@ -216,6 +216,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.process
 def test_a_prediction_needs_no_module_that_only_unix_has():
     words = ["predict", "--model", "bert-base", "--method", "lora", "--batch", "2", "--seq", "16"]
     done = subprocess.run(

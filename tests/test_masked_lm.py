@@ -35,7 +35,7 @@ def test_evaluation_asks_the_same_questions_and_training_others():
     task = plugins.get("tasks", "pretrain-mlm")
     tokenizer = load_tokenizer(plugins.get("models", "mini-bert").raw)
     sizes = {"train": 20, "validation": 5, "test": 30}
-    data = load_data({**task.raw, "folder": task.folder, "splits": sizes}, tokenizer, 32)
+    data = load_data(task, tokenizer, 32, sizes)
     first, again = (list(batches(data.test, data.collate, 8)) for _ in range(2))
     assert [tuple(b["input_ids"].shape) for b in first] == [(8, 32), (8, 32), (8, 32), (6, 32)]
     for a, b in zip(first, again, strict=True):
@@ -65,9 +65,7 @@ def test_a_loader_of_another_task_gives_the_same_texts_and_is_part_of_the_hash(
     (folder / "task.yaml").write_text(text)
     monkeypatch.setenv("LEANTUNE_PLUGINS", str(tmp_path))
     borrowed, owner = plugins.get("tasks", "borrowed"), plugins.get("tasks", "pretrain")
-    assert load_rows({**borrowed.raw, "folder": folder}) == load_rows(
-        {**owner.raw, "folder": owner.folder}
-    )
+    assert load_rows(borrowed) == load_rows(owner)
     assert loader_folder(borrowed.raw, folder) == owner.folder
     before = task_hash(borrowed, {})
     (folder / "task.yaml").write_text(text.replace("loader: pretrain", "loader: tales"))

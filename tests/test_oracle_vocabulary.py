@@ -90,7 +90,7 @@ def test_real_texts_and_weights_from_counting_to_the_whole_embedding(
     """Kept set, reduced matrix, training logits under dropout, and the whole matrix afterwards."""
     names = load_tokenizer(plugins.get("models", "minilm-l6").raw)
     task = plugins.get("tasks", "sentiment")
-    found = load_data({**task.raw, "folder": task.folder}, names, 512)
+    found = load_data(task, names, 512)
     texts = [
         text for split in (found.train, found.validation, found.test) for text in split["text"]
     ]

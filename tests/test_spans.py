@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_records import ok, write
 from samples import check_answers, plugin, run_sample, write_squad
-from small import small_model
+from small import load_made, small_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -23,7 +23,7 @@ from leantune import metrics, report
 from leantune.api import is_head
 from leantune.data import question_answering
 from leantune.data.collate import Collate, batches
-from leantune.data.load import load_data, sample_hash
+from leantune.data.load import sample_hash
 from leantune.data.question_answering import LONGEST, best_spans, windows
 from leantune.errors import BadInput
 from leantune.files.text import read_csv
@@ -331,7 +331,7 @@ def squad(tmp_path, monkeypatch):
 
 def test_squad_is_read_from_a_mirror(squad):
     tokenizer = load_tokenizer(plugins.get("models", "minilm-l6").raw)
-    data = load_data(squad, tokenizer, 40)
+    data = load_made(squad, tokenizer, 40)
     counts = [len(set(split["example"])) for split in (data.train, data.validation, data.test)]
     assert counts == [45, 9, 12]
     assert len(data.train) > 45  # windows
@@ -346,7 +346,7 @@ def test_squad_is_read_from_a_mirror(squad):
     batch = data.collate(data.train.select(range(4)).to_list())
     assert batch["token_type_ids"].max() == 1
     assert sample_hash(data) != sample_hash(
-        load_data({**squad, "splits": {**SIZES, "seed": 1}}, tokenizer, 40)
+        load_made({**squad, "splits": {**SIZES, "seed": 1}}, tokenizer, 40)
     )
 
 
@@ -354,13 +354,13 @@ def test_a_mirror_that_is_not_complete_is_named(squad, tmp_path, monkeypatch):
     (file,) = (tmp_path / "rajpurkar" / "squad" / "plain_text").glob("validation-*")
     file.write_bytes(b"not parquet")
     with pytest.raises(BadInput, match="cannot be read"):
-        load_data(squad, None, 40)
+        load_made(squad, None, 40)
     file.unlink()
     with pytest.raises(BadInput, match=r"validation-\S+\.parquet is locked and missing"):
-        load_data(squad, None, 40)
+        load_made(squad, None, 40)
     monkeypatch.setenv("LEANTUNE_SOURCES_LOCK", str(tmp_path / "another.lock"))
     with pytest.raises(BadInput, match="lacks files of config 'plain_text' \\(split 'validation'"):
-        load_data(squad, None, 40)
+        load_made(squad, None, 40)
 
 
 @pytest.mark.process

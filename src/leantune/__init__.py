@@ -61,9 +61,9 @@ def load_data(
     wanted |= {} if length is None else {"task.length": length}
     model, task = (one if isinstance(one, str) else one.name for one in (model, task))
     cell = resolve_cell(model, task, "full", device="cpu", overrides=wanted)
-    spec = {**cell.task.raw, "folder": cell.task.folder, "splits": cell.splits}
+    most = cell.training.get("max_new_tokens")
     tokenizer = load_tokenizer({**cell.model.raw, "folder": cell.model.folder})
-    return examples_of({**spec, "training": cell.training}, tokenizer, cell.training["length"])
+    return examples_of(cell.task, tokenizer, cell.training["length"], cell.splits, most)
 
 
 def predict(model: str, method: str, **words: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,31 +50,27 @@ class Collate:
         ids = [torch.tensor(example["input_ids"]) for example in examples]
         input_ids = pad_sequence(ids, batch_first=True, padding_value=self.pad_id)
         attention = pad_sequence([torch.ones_like(i) for i in ids], batch_first=True)
-        types = {}
+        labels: Batch = {}
+        if self.kind == "masked_lm":
+            input_ids, predicted = self._masked(input_ids, attention)
+            labels = {"labels": predicted}
+        elif self.kind in ("causal_lm", "generation"):
+            # of a text that is written for a prompt, the prompt is not predicted
+            prompts = torch.tensor([[example.get("prompt", 0)] for example in examples])
+            place = torch.arange(input_ids.shape[1])
+            labels = {"labels": input_ids.masked_fill((attention == 0) | (place < prompts), -100)}
+        elif self.kind == "span":
+            places = torch.tensor([example["label"] for example in examples]).unbind(1)
+            labels = dict(zip(("start_positions", "end_positions"), places, strict=True))
+        elif "label" in examples[0]:
+            dtype = torch.float32 if self.kind == "regression" else torch.int64
+            given = [example["label"] for example in examples]
+            labels = {"labels": torch.tensor(given, dtype=dtype)}
+        types: Batch = {}
         if "token_type_ids" in examples[0]:
             rows = [torch.tensor(example["token_type_ids"]) for example in examples]
             types = {"token_type_ids": pad_sequence(rows, batch_first=True)}
-        if self.kind == "span":
-            return {
-                "input_ids": input_ids,
-                "attention_mask": attention,
-                **types,
-                **_span_labels(examples),
-            }
-        if self.kind == "generation":
-            prompts = torch.tensor([example["prompt"] for example in examples])
-            place = torch.arange(input_ids.shape[1])
-            labels = input_ids.masked_fill((attention == 0) | (place < prompts[:, None]), -100)
-        elif self.kind == "causal_lm":
-            labels = input_ids.masked_fill(attention == 0, -100)
-        elif self.kind == "masked_lm":
-            input_ids, labels = self._masked(input_ids, attention)
-        elif "label" not in examples[0]:
-            return {"input_ids": input_ids, "attention_mask": attention, **types}
-        else:
-            dtype = torch.float32 if self.kind == "regression" else torch.int64
-            labels = torch.tensor([example["label"] for example in examples], dtype=dtype)
-        return {"input_ids": input_ids, "attention_mask": attention, **types, "labels": labels}
+        return {"input_ids": input_ids, "attention_mask": attention, **types, **labels}
 
     def _masked(
         self, input_ids: torch.Tensor, attention: torch.Tensor
@@ -108,31 +105,21 @@ def batches(
     them fixed by `seed`."""
     kept = [column for column in _FOR_BATCHES if column in split.column_names]
     rows = split.select_columns(kept).to_list()
-    order = _endless(len(rows), seed, shuffle)
-    if steps is not None:
-        for _ in range(steps):
-            yield collate([rows[next(order)] for _ in range(batch)])
-        return
-    first = [next(order) for _ in rows]
-    for start in range(0, len(rows), batch):
-        yield collate([rows[i] for i in first[start : start + batch]])
+    epochs = range(1) if steps is None or not rows else itertools.count()
+    orders = (_order(len(rows), seed, epoch, shuffle) for epoch in epochs)
+    wanted = None if steps is None else steps * batch
+    numbers = itertools.islice(itertools.chain.from_iterable(orders), wanted)
+    while some := list(itertools.islice(numbers, batch)):
+        yield collate([rows[i] for i in some])
 
 
-def _span_labels(examples: list[dict[str, Any]]) -> Batch:
-    starts, ends = torch.tensor([example["label"] for example in examples]).unbind(1)
-    return {"start_positions": starts, "end_positions": ends}
+def _order(count: int, seed: int, epoch: int, shuffle: bool) -> list[int]:
+    order = list(range(count))
+    if shuffle:
+        random.Random(f"{seed}-{epoch}").shuffle(order)
+    return order
 
 
 def longest_batch_shape(split: Dataset, batch: int) -> tuple[int, int]:
     """(sequences, tokens) of the longest training batch that can occur."""
     return batch, max(len(ids) for ids in split["input_ids"])
-
-
-def _endless(count: int, seed: int, shuffle: bool) -> Iterator[int]:
-    epoch = 0
-    while count:
-        order = list(range(count))
-        if shuffle:
-            random.Random(f"{seed}-{epoch}").shuffle(order)
-        yield from order
-        epoch += 1

@@ -15,7 +15,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
@@ -23,88 +23,82 @@ from transformers import PreTrainedTokenizerBase
 from leantune.api import Data
 from leantune.data import generation, question_answering
 from leantune.data.collate import Collate
-from leantune.data.splits import Rows, blocks_of, split_rows
+from leantune.data.splits import SPLITS, Rows, blocks_of, split_rows
 from leantune.datasetfiles import read_dataset
 from leantune.errors import BadInput, naming_extras
 from leantune.fetch.source import fetch
 from leantune.spec.hashes import loader_folder
+from leantune.spec.plugins import Plugin
 from leantune.tabfiles import read_tab
+
+if TYPE_CHECKING:
+    from leantune.spec.schema import TaskFile
 
 _CHUNK = 2000  # texts tokenized at once
 
 
 def load_data(
-    task: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, length: int
+    task: Plugin[TaskFile],
+    tokenizer: PreTrainedTokenizerBase | None,
+    length: int,
+    splits: Mapping[str, int] | None = None,
+    max_new_tokens: int | None = None,
 ) -> Data:
     """The task's three splits, cut to `length` tokens; `tokenizer` None (controls) leaves
     `input_ids` out.
 
-    `task` is the content of a task.yaml plus `folder`, the folder it lies in. Class labels become
-    indices into the sorted names (a `ClassLabel` keeps its own order), regression labels floats.
-    Language models get blocks of exactly `length` tokens, spans windows of at most as many.
+    `splits` (the sizes and their seed) and `max_new_tokens` (of an answer that is written) are the
+    task's own unless given. Class labels become indices into the sorted names (a `ClassLabel` keeps
+    its own order), regression labels floats. Language models get blocks of exactly `length` tokens,
+    spans windows of at most as many.
 
     Raises BadInput for an empty split, too few examples, or a label that training does not have.
     """
-    kind, sizes = task["kind"], task["splits"]
+    kind, sizes = task.spec.kind, splits or task.raw["splits"]
+    empty = [split for split in SPLITS if sizes.get(split, 0) < 1]
+    if empty:
+        raise BadInput(
+            f"task '{task.name}' has an empty {empty[0]} split; set splits.{empty[0]} to 1 or more"
+        )
     names: tuple[str, ...] = ()
-    for split in ("train", "validation", "test"):
-        if sizes.get(split, 0) < 1:
-            raise BadInput(
-                f"task '{task['name']}' has an empty {split} split; set splits.{split} to 1 or more"
-            )
     raw, classes = _load(task)
     if kind in ("causal_lm", "masked_lm"):
         if tokenizer is None:
             raise BadInput(
-                f"task '{task['name']}' is language modelling: it needs a model with a tokenizer"
+                f"task '{task.name}' is language modelling: it needs a model with a tokenizer"
             )
-        splits = blocks_of(raw, sizes, tokenizer, length, kind=kind, task=task["name"])
-    elif kind in ("span", "generation"):
-        splits = split_rows(raw, sizes, kind, task["name"])
-        if tokenizer is not None:
-            splits = {
-                split: _encode(task, split, rows, tokenizer, length)
-                for split, rows in splits.items()
-            }
+        rows = blocks_of(raw, sizes, tokenizer, length, kind=kind, task=task.name)
     else:
-        splits = split_rows(raw, sizes, kind, task["name"])
-        names = _number_labels(splits, kind, task["name"], classes)
+        rows = split_rows(raw, sizes, kind, task.name)
+        if kind in ("classification", "regression"):
+            names = _number_labels(rows, kind, task.name, classes)
         if tokenizer is not None:
-            for rows in splits.values():
-                rows.update(_tokenize(rows, tokenizer, length))
-    made = {split: Dataset.from_dict(rows) for split, rows in splits.items()}
+            most = max_new_tokens or task.spec.training.max_new_tokens
+            for split in SPLITS:
+                rows[split] = _tokenized(kind, split, rows[split], tokenizer, length, most)
+    made = {split: Dataset.from_dict(rows[split]) for split in SPLITS}
     collate = Collate.of(kind, tokenizer) if tokenizer is not None else None
     return Data(kind=kind, label_names=names, tokenizer=tokenizer, collate=collate, **made)
 
 
-def load_rows(task: Mapping[str, Any]) -> dict[str, Rows]:
+def load_rows(task: Plugin[TaskFile]) -> dict[str, Rows]:
     """The raw examples by file split (`train` and `test`, or `all`), as columns."""
     return _load(task)[0]
 
 
-def _load(task: Mapping[str, Any]) -> tuple[dict[str, Rows], tuple[str, ...]]:
+def _load(task: Plugin[TaskFile]) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The raw examples, and the names of the classes where their labels are numbers already."""
-    folder = Path(task["folder"])
-    source = fetch(task["source"], folder)
-    if "files" in task:
-        files = {
-            split: task["files"][split]
-            for split in ("train", "test", "all")
-            if split in task["files"]
-        }
-        columns = {
-            column: task["files"][column] for column in ("text", "label") if column in task["files"]
-        }
+    block: Mapping[str, Any] = task.raw.get("files") or task.raw.get("dataset") or {}
+    columns = {name: block[name] for name in ("text", "pair", "label") if name in block}
+    files = {split: block[split] for split in (*SPLITS, "all") if split in block}
+    source = fetch(task.raw["source"], task.folder)
+    if "files" in task.raw:
         return {split: read_tab(source / name, columns) for split, name in files.items()}, ()
-    if "dataset" in task:
-        block, name = task["dataset"], str(task["source"].get("hub", source))
-        splits = {
-            split: block[split] for split in ("train", "validation", "test") if split in block
-        }
-        columns = {column: block[column] for column in ("text", "pair", "label") if column in block}
-        loaded = read_dataset(source, splits, columns, name, block.get("config"))
+    if "dataset" in task.raw:
+        name = str(task.raw["source"].get("hub", source))
+        loaded = read_dataset(source, files, columns, name, block.get("config"))
     else:
-        loaded = dict(_own_loader(loader_folder(task, folder))(source))
+        loaded = dict(_own_loader(loader_folder(task.raw, task.folder))(source))
     label = next(iter(loaded.values())).features.get("label")
     classes = tuple(label.names) if isinstance(label, ClassLabel) else ()
     return {split: rows.to_dict() for split, rows in loaded.items()}, classes
@@ -126,7 +120,26 @@ def sample_hash(data: Data) -> str:
     return digest.hexdigest()
 
 
-def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int) -> Rows:
+def _tokenized(
+    kind: str,
+    split: str,
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    max_new_tokens: int | None,
+) -> Rows:
+    """A split's examples with their tokens; the written answers of a test split are not among
+    them."""
+    if kind == "span":
+        return question_answering.windows(rows, tokenizer, length, located=split != "train")
+    if kind == "generation":
+        assert max_new_tokens is not None  # a task of this kind has it
+        answered = split != "test"
+        return {**rows, **generation.encode(rows, tokenizer, length, max_new_tokens, answered)}
+    return {**rows, **_tokens(rows, tokenizer, length)}
+
+
+def _tokens(rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int) -> Rows:
     """`input_ids` cut to `length`, and `token_type_ids` of pairs where the tokenizer makes them.
 
     Two texts are framed as the tokenizer frames pairs and the longer one is cut first; for a
@@ -136,32 +149,19 @@ def _tokenize(rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int) -> Ro
     texts, pairs = rows["text"], rows.get("pair")
     if pairs is not None and tokenizer.sep_token is None:
         texts, pairs = [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)], None
-    words = re.compile(rf"(?:\s*\S+){{0,{length + 16}}}")
+    words = re.compile(rf"(?:\s*\S+){{0,{length + 16}}}")  # matches any text, if only its start
     columns: Rows = {"input_ids": []}
     for start in range(0, len(texts), _CHUNK):
-        chunk = texts[start : start + _CHUNK]
+        end = start + _CHUNK
         if pairs is None:
-            chunk = [words.match(text).group() for text in chunk]  # type: ignore[union-attr]
-            made = tokenizer(chunk, truncation=True, max_length=length)
+            given = [[words.match(text)[0] for text in texts[start:end]]]  # type: ignore[index]  # it does match
         else:
-            made = tokenizer(
-                chunk, pairs[start : start + _CHUNK], truncation=True, max_length=length
-            )
-            if "token_type_ids" in made:
-                columns.setdefault("token_type_ids", []).extend(made["token_type_ids"])
-        columns["input_ids"].extend(made["input_ids"])
+            given = [texts[start:end], pairs[start:end]]
+        made = tokenizer(*given, truncation=True, max_length=length)
+        kept = ["input_ids", *(["token_type_ids"] if pairs and "token_type_ids" in made else [])]
+        for name in kept:
+            columns.setdefault(name, []).extend(made[name])
     return {**columns, "attention_mask": [[1] * len(ids) for ids in columns["input_ids"]]}
-
-
-def _encode(
-    task: Mapping[str, Any], split: str, rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int
-) -> Rows:
-    """The examples of a task whose answers are texts, tokenized; the answers of a test split are
-    not."""
-    if task["kind"] == "span":
-        return question_answering.windows(rows, tokenizer, length, located=split != "train")
-    most = task["training"]["max_new_tokens"]
-    return {**rows, **generation.encode(rows, tokenizer, length, most, answered=split != "test")}
 
 
 def _number_labels(
@@ -173,25 +173,24 @@ def _number_labels(
         for rows in splits.values():
             rows["label"] = [float(label) for label in rows["label"]]
         return ()
-    if classes:
-        for split, rows in splits.items():
+    names = classes or tuple(sorted({str(label) for label in splits["train"]["label"]}))
+    numbers = {name: i for i, name in enumerate(names)}
+    for split, rows in splits.items():
+        if classes:
             hidden = set(rows["label"]) - set(range(len(classes)))
             if hidden:
                 raise BadInput(
-                    f"label {min(hidden)} of task '{task}' in the {split} split is none of its {len(classes)} classes; "
-                    "a split whose labels are hidden cannot be used"
+                    f"label {min(hidden)} of task '{task}' in the {split} split is none of its "
+                    f"{len(classes)} classes; a split whose labels are hidden cannot be used"
                 )
-        return classes
-    names = tuple(sorted({str(label) for label in splits["train"]["label"]}))
-    index = {name: i for i, name in enumerate(names)}
-    for split, rows in splits.items():
-        unseen = sorted({str(label) for label in rows["label"]} - set(names))
+            continue
+        unseen = {str(label) for label in rows["label"]} - set(names)
         if unseen:
             raise BadInput(
-                f"label '{unseen[0]}' of task '{task}' is in the {split} split and never in training; "
-                "leave its examples out or enlarge splits.train"
+                f"label '{min(unseen)}' of task '{task}' is in the {split} split and never in "
+                "training; leave its examples out or enlarge splits.train"
             )
-        rows["label"] = [index[str(label)] for label in rows["label"]]
+        rows["label"] = [numbers[str(label)] for label in rows["label"]]
     return names
 
 

@@ -14,13 +14,11 @@ from leantune.errors import BadInput
 
 Rows = dict[str, list[Any]]  # columns
 
+SPLITS = ("train", "validation", "test")
 _SPACE = re.compile(r"\s")
-_REGIONS = {
-    "train": (0.0, 0.8),
-    "validation": (0.8, 0.9),
-    "test": (0.9, 1.0),
-}  # of a corpus, by characters
-_FILES = ("train", "test", "validation")  # in the order in which they are drawn from
+# of a corpus, by characters
+_REGIONS = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
+_FILES = ("train", "test", "validation", "all")  # in the order in which they are shuffled
 # characters of a passage per token of a block: several blocks each, so that little is cut off
 _PASSAGE = 24
 
@@ -36,68 +34,59 @@ def split_rows(
     split repeats another's.
     """
     generator = random.Random(f"{task}-{sizes.get('seed', 0)}")
-    if "all" in raw:
-        rows = raw["all"]
-        pools = {"train": rows, "validation": rows, "test": rows}
-        free = {id(rows): _order(rows, generator, once=True)}
-    else:
-        pools = {"validation": raw["train"], **raw}
-        free = {
-            id(raw[split]): _order(raw[split], generator, once=False)
-            for split in sorted(raw, key=_FILES.index)
-        }
-    taken: dict[str, list[int]] = {}
-    first: list[int] = []
+    file_of = {
+        split: "all" if "all" in raw else split if split in raw else "train" for split in SPLITS
+    }
+    # file -> its rows that are in no split yet, in a random order
+    left = {
+        file: _order(raw[file], generator, once=file == "all")
+        for file in sorted(set(file_of.values()), key=_FILES.index)
+    }
+    first: dict[Any, int] = {}  # label -> a row that has it
     if kind == "classification":
-        left = free[id(pools["train"])]
-        first = _one_of_each(pools["train"]["label"], left)
+        file = file_of["train"]
+        for i in left[file]:
+            first.setdefault(raw[file]["label"][i], i)
         if len(first) > sizes["train"]:
             raise BadInput(
                 f"task '{task}' has {len(first)} labels and splits.train is {sizes['train']}; "
                 "it must be large enough for one example of each"
             )
-        kept = set(first)
-        free[id(pools["train"])] = [i for i in left if i not in kept]
+        kept = set(first.values())
+        left[file] = [i for i in left[file] if i not in kept]
+    taken: dict[str, list[int]] = {}
     for split in ("test", "validation", "train"):
-        pool = pools[split]
+        file = file_of[split]
         wanted = sizes[split] - (len(first) if split == "train" else 0)
-        left = free[id(pool)]
-        if len(left) < wanted:
+        if len(left[file]) < wanted:
             raise BadInput(
-                f"task '{task}' has {len(left)} examples left for {split}, not {wanted}; lower splits"
+                f"task '{task}' has {len(left[file])} examples left for {split}, not {wanted}; "
+                "lower splits"
             )
-        taken[split] = left[:wanted]
-        rest = left[wanted:]
-        if "group" in pool:  # the rest of a group that was begun belongs to no other split
-            used = {pool["group"][i] for i in taken[split]}
-            rest = [i for i in rest if pool["group"][i] not in used]
-        free[id(pool)] = rest
-    taken["train"] += first
+        taken[split], left[file] = left[file][:wanted], left[file][wanted:]
+        if "group" in raw[file]:  # the rest of a group that was begun belongs to no other split
+            groups = raw[file]["group"]
+            used = {groups[i] for i in taken[split]}
+            left[file] = [i for i in left[file] if groups[i] not in used]
+    taken["train"] += first.values()
     generator.shuffle(taken["train"])
-    return {split: _select(pools[split], taken[split]) for split in ("train", "validation", "test")}
+    return {split: _select(raw[file_of[split]], taken[split]) for split in SPLITS}
 
 
 def _order(rows: Rows, generator: random.Random, once: bool) -> list[int]:
-    """Row numbers in a random order, examples of one group side by side."""
-    seen: set[tuple[str, ...]] = set()
+    """Row numbers in a random order, examples of one group side by side; with `once` the first of
+    equal texts only."""
     groups: dict[Any, list[int]] = {}
+    seen = set()
     names = rows.get("group") or range(len(rows["text"]))
     pairs = rows.get("pair") or [""] * len(rows["text"])
     for i, (group, *texts) in enumerate(zip(names, rows["text"], pairs, strict=True)):
-        if once and tuple(texts) in seen:
-            continue
+        if not once or tuple(texts) not in seen:
+            groups.setdefault(group, []).append(i)
         seen.add(tuple(texts))
-        groups.setdefault(group, []).append(i)
     order = list(groups)
     generator.shuffle(order)
     return [i for group in order for i in groups[group]]
-
-
-def _one_of_each(labels: Sequence[Any], order: Sequence[int]) -> list[int]:
-    first: dict[Any, int] = {}
-    for i in order:
-        first.setdefault(labels[i], i)
-    return list(first.values())
 
 
 def _select(rows: Rows, indices: Sequence[int]) -> Rows:
@@ -127,27 +116,29 @@ def blocks_of(
     corpora = {split: "\n".join(rows["text"]) for split, rows in raw.items()}
     made: dict[str, Rows] = {}
     for split, region in _REGIONS.items():
-        corpus, (low, high) = (
-            (corpora["all"], region) if "all" in corpora else (corpora[split], (0.0, 1.0))
-        )
+        corpus = corpora["all" if "all" in corpora else split]
+        low, high = region if "all" in corpora else (0.0, 1.0)
         passages = _passages(corpus, low * len(corpus), high * len(corpus), _PASSAGE * length)
         generator.shuffle(passages)
-        rows: Rows = {"text": [], "input_ids": []}
+        texts: list[Any] = []
+        ids: list[list[int]] = []
         for passage in passages:
-            ids = tokenizer(passage, add_special_tokens=False, verbose=False)["input_ids"]
-            for start in range(0, len(ids) - body + 1, body):
-                block = ids[start : start + body]
-                rows["text"].append(tokenizer.decode(block))
-                rows["input_ids"].append([*begin, *block, *end])
-            if len(rows["text"]) >= sizes[split]:
+            tokens = tokenizer(passage, add_special_tokens=False, verbose=False)["input_ids"]
+            blocks = [tokens[i : i + body] for i in range(0, len(tokens) - body + 1, body)]
+            texts += [tokenizer.decode(block) for block in blocks]
+            ids += [[*begin, *block, *end] for block in blocks]
+            if len(ids) >= sizes[split]:
                 break
-        if len(rows["text"]) < sizes[split]:
+        if len(ids) < sizes[split]:
             raise BadInput(
-                f"task '{task}' has {len(rows['text'])} blocks of {length} tokens for {split}, not {sizes[split]}; "
-                f"lower splits.{split} or the length"
+                f"task '{task}' has {len(ids)} blocks of {length} tokens for {split}, not "
+                f"{sizes[split]}; lower splits.{split} or the length"
             )
-        made[split] = {column: values[: sizes[split]] for column, values in rows.items()}
-        made[split]["attention_mask"] = [[1] * length for _ in range(sizes[split])]
+        made[split] = {
+            "text": texts[: sizes[split]],
+            "input_ids": ids[: sizes[split]],
+            "attention_mask": [[1] * length for _ in range(sizes[split])],
+        }
     return made
 
 

@@ -239,8 +239,7 @@ def _bpe_folder(spec: Mapping[str, Any]) -> Path:
     from leantune.data.load import load_rows
     from leantune.spec import plugins
 
-    task = plugins.get("tasks", "pretrain")
-    texts = load_rows({**task.raw, "folder": task.folder})["all"]["text"]
+    texts = load_rows(plugins.get("tasks", "pretrain"))["all"]["text"]
     vocabulary, masked = spec["architecture"]["vocab_size"], "masked_lm" in spec["kinds"]
     names = (
         dict(_MASKED_TOKENS)

@@ -106,8 +106,8 @@ class Run:
         """The task's examples (tokenized, but for a control), and what methods are told."""
         cell, training, control = self.cell, self.cell.training, self.stack.control is not None
         self.tokenizer: Any = None if control else load_tokenizer(self.model_spec)
-        task = {"folder": cell.task.folder, "splits": cell.splits, "training": training}
-        self.data = load_data({**cell.task.raw, **task}, self.tokenizer, training["length"])
+        most = training.get("max_new_tokens")  # of generation only
+        self.data = load_data(cell.task, self.tokenizer, training["length"], cell.splits, most)
         self.labels = max(len(self.data.label_names), 1)
         self.record["samples"] = sample_hash(self.data)
         self.digest = resume.identity(cell, self.record["samples"])
