@@ -1,4 +1,4 @@
-"""The scores of each task kind: one module each, whose `scores` wraps the libraries of the field."""
+"""The scores of each kind of task, one module each, and the statistics that compare them."""
 
 from __future__ import annotations
 

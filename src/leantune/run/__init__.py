@@ -1,2 +1,2 @@
-"""One cell: the supervisor, its worker and phases, trials and step times, and the record that they
-leave."""
+"""One cell (a model, a task, a stack of methods, a seed) in a process of its own: its phases, its
+record, the trials of its settings and the times of its steps."""

@@ -1,2 +1,2 @@
-"""What plugins and configs declare: methods, tasks, models, stacks, hashes and cells. Imports no
-torch."""
+"""What plugins and configs declare, without torch: methods, tasks, models, stacks, hashes, and
+cells, which are single runs with every setting filled in from the defaults."""
