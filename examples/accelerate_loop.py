@@ -1,4 +1,4 @@
-"""Vocabulary pruning and LoRA in a loop with accelerate: python examples/accelerate_loop.py FOLDER"""
+"""Vocabulary pruning and LoRA under accelerate: python examples/accelerate_loop.py FOLDER"""
 
 import sys
 
@@ -54,7 +54,6 @@ for batch in loader:
 
 trained = sum(p.numel() for p in handle.model.parameters() if p.requires_grad)
 print(f"trained   {trained:,} parameters")
-print(
-    f"kept      {handle.details['vocabulary']['kept']:,} of {handle.details['vocabulary']['full']:,} tokens"
-)
+vocabulary = handle.details["vocabulary"]
+print(f"kept      {vocabulary['kept']:,} of {vocabulary['full']:,} tokens")
 print(f"after     accuracy {accuracy(handle.export(sys.argv[1])):.3f}")

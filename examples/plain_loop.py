@@ -1,4 +1,4 @@
-"""Vocabulary pruning, SVFit and CAME in a plain PyTorch loop: python examples/plain_loop.py FOLDER"""
+"""Vocabulary pruning, SVFit and CAME in a plain loop: python examples/plain_loop.py FOLDER"""
 
 import sys
 
@@ -52,8 +52,7 @@ states = sum(
     if isinstance(t, torch.Tensor)
 )
 print(f"trained   {trained:,} parameters, {states / 2**20:.1f} MiB of optimizer states")
-print(
-    f"kept      {handle.details['vocabulary']['kept']:,} of {handle.details['vocabulary']['full']:,} tokens"
-)
+vocabulary = handle.details["vocabulary"]
+print(f"kept      {vocabulary['kept']:,} of {vocabulary['full']:,} tokens")
 handle.export(sys.argv[1])
 print(f"after     accuracy {accuracy(leantune.load(sys.argv[1])):.3f}")

@@ -16,7 +16,11 @@ from leantune.cli import new
 from leantune.spec import plugins
 from leantune.testing import Subject
 
-YAML = "name: {name}\nsummary: A method made by a test.\nslot: adaptation\nparams: {{lr: 1.0e-2}}\n{extra}"
+YAML = """name: {name}
+summary: A method made by a test.
+slot: adaptation
+params: {{lr: 1.0e-2}}
+{extra}"""
 CODE = """import random, socket, pathlib, torch
 from leantune.api import Method, freeze_body
 
@@ -54,24 +58,31 @@ BROKEN = {  # check: what joins `attach`, other methods, what joins the yaml, wh
     ),
     "export_and_reload_agree": (
         "",
-        "    def export(self, model, ctx):\n        model.classifier.bias.data.add_(0.5)\n        return model\n",
+        "    def export(self, model, ctx):\n"
+        "        model.classifier.bias.data.add_(0.5)\n"
+        "        return model\n",
         "",
         "export changed it",
     ),
     "prediction_equals_real_peak": (
-        "        if not ctx.probe:\n            model.register_buffer('more', torch.zeros(999), persistent=False)",
+        "        if not ctx.probe:\n"
+        "            model.register_buffer('more', torch.zeros(999), persistent=False)",
         "",
         "",
         "peak_bytes: predicted",
     ),
     "no_network": (
-        "        try:\n            socket.create_connection(('192.0.2.1', 80), 1)\n        except OSError:\n            pass",
+        "        try:\n"
+        "            socket.create_connection(('192.0.2.1', 80), 1)\n"
+        "        except OSError:\n"
+        "            pass",
         "",
         "",
         "192.0.2.1",
     ),
     "no_writes_outside_scratch": (
-        "        (ctx.cache / 'mine').write_text('fine')\n        pathlib.Path('notes.txt').write_text('not fine')",
+        "        (ctx.cache / 'mine').write_text('fine')\n"
+        "        pathlib.Path('notes.txt').write_text('not fine')",
         "",
         "",
         "notes.txt; its scratch is ctx.cache",

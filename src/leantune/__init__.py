@@ -67,8 +67,8 @@ def load_data(
 
 
 def predict(model: str, method: str, **words: Any) -> dict[str, Any]:
-    """Memory and FLOPs of a training step, without a GPU and without weights: what
-    `leantune predict --json` prints, as a mapping. `peak_bytes` are live tensors, `fits` is by card.
+    """Memory and FLOPs of a training step, without a GPU and without weights, as a mapping: what
+    `leantune predict --json` prints. `peak_bytes` are live tensors, `fits` is by card.
 
     Both are names; a method may be a stack. `words` are `batch`, `length`, `task`, `head`, `dtype`,
     `settings` and the other fields of `leantune.prediction.ask.Ask`. Raises BadInput naming the

@@ -132,7 +132,7 @@ class Method:
         return None
 
     def export(self, model: nn.Module, ctx: Context) -> nn.Module:
-        """The model that a user deploys. Must compute what the trained one computes in eval mode."""
+        """The model that a user deploys. It computes what the trained one computes in eval mode."""
         return model
 
     # A control that needs no model has this method too, and no hook above is called:

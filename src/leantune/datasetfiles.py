@@ -45,7 +45,8 @@ def read_dataset(
             if not any(glob.glob(pattern, root_dir=folder, recursive=True) for pattern in patterns):
                 raise BadInput(
                     f"data set {name} lacks files of config '{config}' (split '{split}': "
-                    f"{', '.join(patterns)}); correct `files:` in the source, or complete the mirror"
+                    f"{', '.join(patterns)}); "
+                    "correct `files:` in the source, or complete the mirror"
                 )
     with _no_bars():
         try:

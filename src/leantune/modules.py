@@ -68,7 +68,7 @@ class FactoredLinear(nn.Module):
 
 
 def factored_ranks(model: nn.Module) -> dict[str, int]:
-    """Plain data from which `place_factored` rebuilds the model's factored linears: path to rank."""
+    """Plain data from which `place_factored` rebuilds a model's factored linears: path to rank."""
     return {name: m.rank for name, m in model.named_modules() if isinstance(m, FactoredLinear)}
 
 
