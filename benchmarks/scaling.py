@@ -144,7 +144,7 @@ def measure(cells: int, folder: Path) -> dict[str, float]:
 
 
 def markdown(columns: list[dict[str, float]]) -> str:
-    """The figures as a table: a row per figure, a column per grid, and how fast the figure grows."""
+    """The figures as a table: a row per figure, a column per grid, and how fast it grows."""
     names = [name for name in columns[0] if name != "cells"]
     first, last = columns[0], columns[-1]
     span = math.log(last["cells"] / first["cells"]) if len(columns) > 1 else math.nan

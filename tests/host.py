@@ -9,6 +9,7 @@ reads a job a line and answers with its exit status; `Host` is the tests' end of
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from leantune.cli import parser
-from leantune.run import supervisor, worker
+from leantune.run import supervisor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -123,6 +124,8 @@ class ForkedWorker:
             os.environ.clear()
             os.environ.update(env)
             sys.argv = words[2:]
+            from leantune.run import worker  # turns the collector off: never in pytest's process
+
             _end(worker.main)
         os.close(writing)
         self.stderr = os.fdopen(reading, "r")
@@ -166,6 +169,7 @@ def _command(job: dict[str, Any]) -> int:
 
 
 def main() -> None:
+    importlib.import_module("leantune.run.worker")  # with torch, once for all forks
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()

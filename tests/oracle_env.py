@@ -1,4 +1,4 @@
-"""References that need other library versions: they run in `.venv-oracle`, and answer with arrays."""
+"""References that need other versions of libraries run in `.venv-oracle` and answer with arrays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def interpreter(root: Path = ROOT) -> Path:
     python = root / ".venv-oracle" / "bin" / "python"
     if not python.exists():
         pytest.fail(
-            f"{python} is missing; `make oracle-test` creates that environment from envs/oracle.txt "
+            f"{python} is missing; `make oracle-test` creates that environment "
+            "from envs/oracle.txt "
             "and then runs these tests",
             pytrace=False,
         )

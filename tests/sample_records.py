@@ -67,11 +67,8 @@ def ok(
             "metric": more.get("metric", "accuracy"),
             "value": quality,
             "higher_is_better": more.get("higher", True),
-            "metrics": {},
-            "curve": [],
-            "target": None,
-            "steps_to_target": None,
-            "seconds_to_target": None,
+            **{"metrics": {}, "curve": []},
+            **dict.fromkeys(("target", "steps_to_target", "seconds_to_target")),
             "predictions": more.get("predictions", []),
             "references": more.get("references", []),
         },
@@ -104,7 +101,8 @@ def failed(method: str = "full", seed: int = 0, status: str = "oom", **more: Any
 def place(record: dict[str, Any]) -> str:
     """The record's file below `records/`."""
     cell = record["cell"]
-    return f"{record['key']['short']}/{cell['model']}/{cell['task']}/{cell['method']}/{cell['seed']}.json"
+    place = (record["key"]["short"], cell["model"], cell["task"], cell["method"], cell["seed"])
+    return "/".join(map(str, place)) + ".json"
 
 
 def write(output: Path, *records: dict[str, Any]) -> None:

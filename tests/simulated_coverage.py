@@ -124,11 +124,13 @@ def main() -> None:
         print(f"t interval, {seeds} seeds: {t_coverage(seeds, 20_000):.3f} (+- 0.005)")
     for seeds in (3, 5):
         print(
-            f"percentile bootstrap of {seeds} seeds: {seed_bootstrap_coverage(seeds, 20_000):.3f} (+- 0.009)"
+            f"percentile bootstrap of {seeds} seeds: "
+            f"{seed_bootstrap_coverage(seeds, 20_000):.3f} (+- 0.009)"
         )
     for examples in (200, 1000):
         print(
-            f"bootstrap over {examples} test examples: {example_coverage(examples, 2000):.3f} (+- 0.015)"
+            f"bootstrap over {examples} test examples: "
+            f"{example_coverage(examples, 2000):.3f} (+- 0.015)"
         )
     ways = ("moderated", "all placed", "plain", "pooled", "best only")
     for methods in (2, 6, 12, 23):

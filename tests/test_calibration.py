@@ -203,7 +203,7 @@ def test_rows_do_not_depend_on_record_order(order, off):
 
 @pytest.fixture
 def configured(tmp_path, monkeypatch):
-    """A function that writes records as a run's output and a config that allows whatever ended how."""
+    """A function that writes records as a run's output and a config that allows every ending."""
     monkeypatch.setattr("leantune.results.load.is_stale", lambda record: False)
     monkeypatch.chdir(tmp_path)
 

@@ -50,7 +50,7 @@ def run(
     gradient: Callable[[int, nn.Parameter, torch.Generator], Tensor] | None = None,
     seed: int = 1,
 ) -> list[Tensor]:
-    """Steps on gradients that differ in scale by tensor and by step, the same for every optimizer."""
+    """Steps on gradients that differ in scale by tensor and step, the same for every optimizer."""
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         for i, p in enumerate(params):
@@ -70,7 +70,7 @@ def close(a: list[Tensor], b: list[Tensor], rtol: float) -> None:
         torch.testing.assert_close(x, y, rtol=rtol, atol=rtol)
 
 
-# ------------------------------------------------------------------ the same update as the reference
+# ------------------------------------------------------------------ the same as the reference
 
 
 @pytest.mark.parametrize("block", [0, 11])
@@ -160,7 +160,7 @@ def test_unequal_to_the_aliasing_of_0_1_2_on_vectors() -> None:
 
 
 def test_first_step_of_a_matrix_is_11_11_rates() -> None:
-    """RMS (1 - b1) / (b1 sqrt(1 - b3)), for a rank-one gradient, whose factored moments are exact."""
+    """RMS (1 - b1) / (b1 sqrt(1 - b3)), for a rank-one gradient: its factored moments are exact."""
     p = nn.Parameter(torch.zeros(40, 30, dtype=torch.float64))
     sign = torch.sign(
         torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -53,7 +53,7 @@ def test_transient_of_a_step_in_fp32_copies_of_the_tensor(
 
 @pytest.mark.parametrize(("name", "kept"), [("came", True), ("came-pytorch", False)])
 def test_bf16_resume(name: str, kept: bool) -> None:
-    """The reference's fp32 states turn bf16 when they are loaded, so that its weights go elsewhere."""
+    """The reference's fp32 states turn bf16 when they are loaded, so its weights go elsewhere."""
     straight = parameters([(16, 12)], torch.bfloat16)
     optimizer = BUILDERS[name](straight)
     optimizer.param_groups[0]["lr"] = 1e-1

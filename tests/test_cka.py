@@ -53,7 +53,7 @@ def test_cka_is_centred() -> None:
 
 
 def test_cka_is_biased_with_few_tokens() -> None:
-    """0.25 for independent data at n = 200, d = 64; hence several probe tokens for each dimension."""
+    """0.25 for independent data at n = 200, d = 64; hence several probe tokens a dimension."""
     few = sum(cka(noise(200, 64, s), noise(200, 64, s + 99)) for s in range(5)) / 5
     many = cka(noise(20_000, 64, 0), noise(20_000, 64, 1))
     assert few == pytest.approx(0.25, abs=0.015)

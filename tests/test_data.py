@@ -309,7 +309,7 @@ REAL = {
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_samples_never_move(name):
-    """Published records name their sample hash: a change here makes every one of them incomparable."""
+    """Published records name their sample hash: a change here makes all of them incomparable."""
     start, labels, validation = REAL[name]
     data = load_data(real(name), None, 64)
     assert (sample_hash(data)[:8], len(data.label_names)) == (start, labels)

@@ -128,7 +128,7 @@ def test_a_refusal_says_what_is_allowed() -> None:
 def test_an_interval_follows_arithmetic_with_numbers(
     low: float, width: float, share: float, number: float, sign: str, left: bool
 ) -> None:
-    """What the interval holds is, after the same arithmetic, within the bounds of the result."""
+    """What the interval holds is, after the same arithmetic, within the result's bounds."""
     inside = low + share * width
     language = Language({"sample": lambda: Value(inside, low, low + width)}, {})
     found = language.evaluate(

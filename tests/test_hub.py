@@ -193,7 +193,10 @@ def test_a_changed_file_in_the_cache_is_refused(server):
 
 def test_a_data_set_of_the_hub_is_read_through_its_readme(server):
     """Its files in the cache are links to blobs whose names say nothing of their format."""
-    front = "---\nconfigs:\n- config_name: other\n  data_files: other/*\n- config_name: small\n  data_files:\n"
+    front = (
+        "---\nconfigs:\n- config_name: other\n  data_files: other/*\n"
+        "- config_name: small\n  data_files:\n"
+    )
     front += (
         "".join(f"  - split: {split}\n    path: small/{split}-*\n" for split in ("train", "dev"))
         + "---\n"

@@ -260,7 +260,7 @@ def test_a_prediction_for_pairs_has_token_types_where_the_tokenizer_makes_them(m
 
 @pytest.mark.process
 def test_a_cell_on_pairs_runs_from_the_mirror_to_its_record(tmp_path, mirror, host):
-    """With vocabulary pruning, which ends with an error if a token of either text was not counted."""
+    """With vocabulary pruning, which is an error if a token of either text was not counted."""
     out = tmp_path / "record.json"
     sets = {
         "train": 32,

@@ -64,7 +64,8 @@ def controls(ballast=2**26, hardware=THEIRS):
 
 def place(record):
     cell = record["cell"]
-    return f"{record['key']['short']}/{cell['model']}/{cell['task']}/{cell['method']}/{cell['seed']}.json"
+    place = (record["key"]["short"], cell["model"], cell["task"], cell["method"], cell["seed"])
+    return "/".join(map(str, place)) + ".json"
 
 
 def send(folder, *records):
@@ -80,7 +81,7 @@ def files(folder: Path):
 
 
 def judge(tmp_path, record, **options):
-    """The verdict on one record that was sent with sound controls, and what is in the results then."""
+    """The verdict on one record sent with sound controls, and what is in the results then."""
     sent = send(tmp_path / "sent", *controls(), record)
     judged = {one.file: one for one in merge.merge(sent, tmp_path / "results", **options)}
     return judged[place(record)], files(tmp_path / "results")
@@ -213,7 +214,7 @@ def test_a_dirty_record_may_be_allowed(tmp_path):
 
 
 def test_nothing_leads_outside(tmp_path):
-    """Neither by the names in a record, nor by links in what was sent, nor by links in the results."""
+    """Neither by the names in a record, nor by links in what was sent or in the results."""
     outside = tmp_path / "outside"
     outside.mkdir()
     sent, results = send(tmp_path / "sent", *controls()), tmp_path / "results"

@@ -69,7 +69,10 @@ def test_bad_input(module, predictions, message):
 
 @pytest.mark.process
 def test_nothing_is_written_at_home_and_no_hub_is_asked(tmp_path):
-    code = "from leantune.metrics import compute; print(compute('classification', [1, 0], [1, 1])['accuracy'])"
+    code = (
+        "from leantune.metrics import compute;"
+        "print(compute('classification', [1, 0], [1, 1])['accuracy'])"
+    )
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))
     }

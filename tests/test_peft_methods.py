@@ -1,4 +1,4 @@
-"""The methods of the peft library: counts, what moves, what is kept of the step, what is exported."""
+"""The methods of the peft library: counts, what learns, what a step keeps, what is exported."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_tuner_that_does_not_know_a_layer_is_unsupported(tmp_path: Path) -> No
 
 @pytest.mark.process
 def test_activations_that_are_not_kept() -> None:
-    """LoRA-FA keeps r numbers a token in place of A's input, VeLoRA one for each group of features."""
+    """LoRA-FA keeps r numbers a token in place of A's input, VeLoRA one a group of features."""
     kept = {
         n: one.predict(Ask("bert-base", n, batch=8, length=128))
         for n in ("lora", "lora_fa", "velora")

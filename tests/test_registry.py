@@ -119,7 +119,8 @@ def test_base_shares_code_and_settings(plugins):
     plugins("mine")
     plugins(
         "child",
-        text="name: child\nsummary: Another set of settings.\nslot: adaptation\nbase: mine\nparams: {{rank: 9}}\n",
+        text="name: child\nsummary: Another set of settings.\nslot: adaptation\n"
+        "base: mine\nparams: {{rank: 9}}\n",
         code="",
     )
     assert load_method("child") is load_method("mine")

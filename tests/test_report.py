@@ -352,9 +352,9 @@ def group_of(folder, *records, **more):
 def test_the_sentences_of_quality_name_what_is_cheapest(tmp_path):
     group, _ = group_of(tmp_path / "a", *four())
     assert sentences.memory(group) == (
-        "Of the 2 methods that cannot be told apart from the best, lora needs the least memory: 120.0 MiB, 0.40 times "
-        "that of full, with accuracy 0.805. head needs the least of all: 100.0 MiB, 0.33 times that of full, with "
-        "accuracy 0.605."
+        "Of the 2 methods that cannot be told apart from the best, lora needs the least memory: "
+        "120.0 MiB, 0.40 times that of full, with accuracy 0.805. head needs the least of all: "
+        "100.0 MiB, 0.33 times that of full, with accuracy 0.605."
     )
     assert sentences.time(group).startswith(
         "head has the shortest median step: 100 ms with accuracy 0.605; full,"
@@ -382,7 +382,8 @@ def test_the_sentences_of_the_other_charts_follow_their_records(tmp_path):
     group, read = group_of(tmp_path, run("full", 0.8, 200), slim, soft)
     says = {chart.id.split("-")[0]: chart.says for chart in charts.of_board(group, read)}
     assert says["waterfall"] == (
-        "safe saves the most against full, 150.0 MiB of 300.0 MiB; 150.0 MiB of it are optimizer states."
+        "safe saves the most against full, 150.0 MiB of 300.0 MiB; "
+        "150.0 MiB of it are optimizer states."
     )
     assert (
         says["intervals"]
@@ -392,8 +393,8 @@ def test_the_sentences_of_the_other_charts_follow_their_records(tmp_path):
         "softlms kept ranks from 8 (encoder.layer.0.query) to 24 (encoder.layer.1.query)"
     )
     assert says["curves"] == (
-        "At its last evaluation, step 100, safe leads with accuracy 0.900 on the validation split; safe reached the "
-        "target of 0.7."
+        "At its last evaluation, step 100, safe leads with accuracy 0.900 on the validation split; "
+        "safe reached the target of 0.7."
     )
     soft["details"]["ranks"] = {"a.0.b": 8, "a.1.b": 8}  # a setting, not a result
     group, read = group_of(tmp_path, soft)
@@ -415,10 +416,12 @@ def test_the_sentences_of_the_tables_count_their_rows():
     assert "sleep failed" in sentences.calibration(checks)
     assert sentences.failures([], 7) == "Every one of 7 runs ended well."
     assert sentences.footprint(rows(*FOOTPRINT)) == (
-        "Predicted: 2 rows on 1 model; the largest saving is lora on bert-base: 1.80 GiB, 0.22 times that of full."
+        "Predicted: 2 rows on 1 model; the largest saving is lora on bert-base: 1.80 GiB, "
+        "0.22 times that of full."
     )
     assert sentences.batches(rows(*FOOTPRINT), 8) == (
-        "Within 8 GiB the largest batch is 74, lora on bert-base; 1 of 2 do not fit with a single sequence."
+        "Within 8 GiB the largest batch is 74, lora on bert-base; "
+        "1 of 2 do not fit with a single sequence."
     )
     assert (
         sentences.batches(rows(predicted("full", 9)), 8)
@@ -426,7 +429,7 @@ def test_the_sentences_of_the_tables_count_their_rows():
     )
 
 
-# ------------------------------------------------------------------ the answer, by the page's own script
+# ------------------------------------------------------------ the answer, by the page's script
 
 
 def answers(html, *asked):
@@ -440,7 +443,8 @@ def answers(html, *asked):
       console.log(JSON.stringify({json.dumps(asked)}.map(([model, task, gib, seconds, loss]) => {{
         const told = explain(all.find((one) => one.model === model && one.task === task),
           {{ memory: gib * GIB, seconds, loss }});
-        return {{ use: told.use, text: [told.before + told.use + told.after, ...told.paragraphs, ...told.points].join("\\n") }};
+        const first = told.before + told.use + told.after;
+        return {{ use: told.use, text: [first, ...told.paragraphs, ...told.points].join("\\n") }};
       }})));"""
     )
     done = subprocess.run([NODE, "-e", script], capture_output=True, text=True, check=True)
@@ -493,7 +497,10 @@ def test_what_is_not_placed_is_never_the_answer_while_another_fits(tmp_path):
     )
     assert free["use"] == "adapter"
     assert "0.004 from the best, full" in free["text"]
-    unplaced = "Within the limits, but not placed, as its scores vary far more over seeds than the others': svd (accuracy 0.813 [0.137"
+    unplaced = (
+        "Within the limits, but not placed, as its scores vary far more over seeds than the "
+        "others': svd (accuracy 0.813 [0.137"
+    )
     assert unplaced in free["text"]
     assert alone["use"] == "svd"
     assert "It is not placed in a tier" in alone["text"]
@@ -513,8 +520,8 @@ def test_at_paper_scale_the_answer_names_the_model_that_its_quality_was_measured
     assert eight["use"] == "vocab_pruning@sst2"
     assert "(measured for vocab_pruning)" in eight["text"]
     assert (
-        "Quality was not measured on bert-base; the evidence is minilm-l6, another model, on sentiment"
-        in eight["text"]
+        "Quality was not measured on bert-base; "
+        "the evidence is minilm-l6, another model, on sentiment" in eight["text"]
     )
     assert (
         "Ruled out by memory: full (10.00 GiB)." in eight["text"]

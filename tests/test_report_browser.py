@@ -91,7 +91,8 @@ def unfolded(page: Page) -> None:
 
 def slide(page: Page, name: str, value: float | str) -> None:
     page.locator(f"#{name}").evaluate(
-        "(input, value) => { input.value = value === 'min' ? input.min : value === 'max' ? input.max : value;"
+        "(input, value) => {"
+        " input.value = value === 'min' ? input.min : value === 'max' ? input.max : value;"
         " input.dispatchEvent(new Event('input', {bubbles: true})); }",
         value,
     )

@@ -186,7 +186,7 @@ def test_files_that_changed_since_are_named_and_decide_nothing():
 
 
 def test_one_function_compares_two_records():
-    """Whoever takes two records goes by results/comparison.py, which knows what an absent value is."""
+    """Whoever takes two records goes by results/comparison.py, which knows what is absent."""
     source = Path(comparison.__file__).parents[1]
     code = {file.name: file.read_text() for file in source.rglob("*.py")}
     two = {name for name, text in code.items() if re.search(r"\w+: Record,\s+\w+: Record\b", text)}

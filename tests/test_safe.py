@@ -59,7 +59,7 @@ def test_the_threshold_is_monotone(first: float, second: float) -> None:
 def three_steps_and_gradients(
     tmp_path: Path,
 ) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, Tensor]]:
-    """A model with adapters, its optimizer after three steps, and the gradients of a fourth batch."""
+    """A model with adapters, its optimizer after three steps, the gradients of a fourth batch."""
     data, ctx = small_data(tmp_path), small_context(tmp_path)
     model, plugin = (
         small_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),

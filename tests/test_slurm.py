@@ -193,7 +193,8 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
     lacking = [name for name in DAEMONS if shutil.which(name, path=path) is None]
     if os.geteuid() != 0 or lacking:
         pytest.fail(
-            f"needs root and Slurm ({', '.join(lacking) or 'not root'}); `make slurm-test` installs it"
+            f"needs root and Slurm ({', '.join(lacking) or 'not root'}); "
+            "`make slurm-test` installs it"
         )
     folder = tmp_path / "slurm"
     folder.mkdir()

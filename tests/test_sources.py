@@ -74,7 +74,8 @@ def wheel(tmp_path, cache, monkeypatch):
         {
             "tiny_data/words.txt": "some words\n",
             f"{info}/METADATA": "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n",
-            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
+            "Tag: py3-none-any\n",
             f"{info}/RECORD": "",
         },
     )
@@ -140,7 +141,10 @@ def test_missing_network_is_one_sentence_and_leaves_nothing(wheel, cache, monkey
 
 @pytest.mark.process
 def test_two_processes_fetch_once(wheel, cache, tmp_path):
-    code = "import json, sys; from leantune.fetch.source import fetch; print(fetch(json.loads(sys.argv[1])).read_text())"
+    code = (
+        "import json, sys; from leantune.fetch.source import fetch;"
+        "print(fetch(json.loads(sys.argv[1])).read_text())"
+    )
     command = [sys.executable, "-c", code, json.dumps(block(wheel))]
     logs = [tmp_path / f"pip{i}.log" for i in range(2)]
     started = [

@@ -61,7 +61,7 @@ def of_variance(variance, size):
     [(2 + 1, 2, 0.9933), (5, 3, 0.7885), (6, 3, 0.7218), (5, 5, 0.6329), (20, 4, 0.2654)],
 )
 def test_spread_is_out_of_line_beyond_cochrans_published_critical_values(samples, size, critical):
-    """The largest variance over the sum of all, at 1 %, as the tables of Cochran's test print it."""
+    """The largest variance over the sum of all, at 1 %, as tables of Cochran's test print it."""
     others = {f"m{i}": of_variance(1.0, size) for i in range(samples - 1)}
     largest = lambda share: of_variance((samples - 1) * share / (1 - share), size)  # noqa: E731
     assert stats.out_of_line(others | {"svd": largest(critical + 2e-4)}) == {"svd"}
@@ -85,7 +85,7 @@ def test_spread_out_of_line_does_not_depend_on_the_order(names):
     assert stats.out_of_line(samples) == stats.out_of_line(dict(sorted(samples.items())))
 
 
-# ------------------------------------------------------------------ spread that pairs lend each other
+# ------------------------------------------------------------------ spread that pairs share
 
 
 def drawn(pairs, spreads, seeds=4, seed=0):

@@ -1,4 +1,4 @@
-"""SVFit against its equations, closed forms, counts and the public implementation of the same map."""
+"""SVFit against its equations, closed forms, counts and the public code of the same map."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_bytes_kept_for_backward(kind: str | int, mebibytes: float) -> None:
 
 
 def test_materialising_the_weight_keeps_the_input_too() -> None:
-    """One layer that builds W + U diag(.) Vh: the input, 6 MiB, and a matrix of the weight's size."""
+    """One layer that builds W + U diag(.) Vh: the input, 6 MiB, and a matrix of the weight's."""
     saved = _saved_mebibytes([_Materialised(nn.Linear(384, 384).requires_grad_(False))])
     assert saved == pytest.approx(6.0 + 384 * 384 * 4 / 2**20, abs=0.1)
 

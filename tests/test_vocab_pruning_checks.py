@@ -156,7 +156,7 @@ def test_which_factored_optimizer_steps_as_on_the_whole_matrix_by_default(
 
 
 def test_a_cells_prediction_takes_its_rows_from_the_data(tmp_path: Path) -> None:
-    """On the meta device with the data, the model has the shape that attaching real weights gives."""
+    """On the meta device with the data, the model has the shape that real weights give."""
     stack = Stack(parse_stack("vocab_pruning+lora", "classification"))
     task, ctx = data(), context(tmp_path)
     real, _ = stack.attach(make("bert"), task, ctx)

@@ -39,7 +39,7 @@ def fake_gpu() -> str:
 
 
 class _NoDevice:
-    """What torch asks of a device's module. It is not available, so nothing chooses it by default."""
+    """What torch asks of a device's module. It is not available: nothing chooses it by default."""
 
     def is_available(self) -> bool:
         return False

@@ -48,7 +48,8 @@ def main() -> int:
         ]
         if not chosen:
             raise BadInput(
-                f"no run's experiment contains {' or '.join(arguments.only)}; see the file for their names"
+                f"no run's experiment contains {' or '.join(arguments.only)}; "
+                "see the file for their names"
             )
     except BadInput as error:
         print(error, file=sys.stderr)
@@ -91,7 +92,8 @@ def replay(chosen: list[Run], published: Published) -> None:
         for name, size in others.items():
             columns[name][run.experiment] = size
         ours = columns["ours"][run.experiment]
-        line = f"[{number:>2}/{len(chosen)}] {run.experiment:<{width}} {run.measured / MIB:9.0f} {_cell(ours, 9)} "
+        measured = f"{run.measured / MIB:9.0f} {_cell(ours, 9)} "
+        line = f"[{number:>2}/{len(chosen)}] {run.experiment:<{width}} {measured}"
         line += f"{'failed':>7}" if ours is None else f"{scores.error(ours, run.measured):7.2%}"
         line += "".join(f" {_cell(size, 12)}" for size in others.values())
         print(
@@ -114,7 +116,8 @@ def _describe(name: str, result: dict[str, Any]) -> str:
         return f"{name}: no figure for any of {result['runs']} runs"
     order = "" if result["pair_order"] is None else f", pair order {result['pair_order']:.1%}"
     return (
-        f"{name}: {predicted} of {result['runs']} runs, median error {result['median_abs_error']:.2%}, "
+        f"{name}: {predicted} of {result['runs']} runs, "
+        f"median error {result['median_abs_error']:.2%}, "
         f"within 5 % {result['within_5pct']:.1%}, worst {result['worst']:.1%}{order}"
     )
 

@@ -84,7 +84,8 @@ def _run(run: Any, number: int) -> Run:
     peft_config = run.get("peft_config") or {}
     if not isinstance(peft_config, dict) or (peft_config and "peft_type" not in peft_config):
         raise BadInput(
-            f"'peft_config' of {where} has no 'peft_type'; add it, or leave it null for full fine-tuning"
+            f"'peft_config' of {where} has no 'peft_type'; add it, "
+            "or leave it null for full fine-tuning"
         )
     return Run(name, peft_config, train, measured)
 

@@ -5,12 +5,14 @@ The script is `method_comparison/MetaMathQA/run.py` of huggingface/peft (Apache-
 sets the memory:
 
 - The figure is `max_memory_reserved` of the whole session less what was reserved at its start.
-- Weights are loaded into one segment (transformers warms the allocator up with their total size), adapters after it.
-  What a method leaves on the host (BOFT's permutations) stays there and is copied at every use.
-- The loop keeps `outputs` and `labels` while the next forward pass runs: the logits and the key-value cache of the
-  batch before, since the cache is not turned off in training.
-- Batches come in buckets of 20, longest first, and the cache is emptied every 10 steps: the longest batch starts on
-  an empty cache, after the shortest of the bucket before. It sets the peak; the shorter ones after it are left out.
+- Weights are loaded into one segment (transformers warms the allocator up with their total size),
+  adapters after it. What a method leaves on the host (BOFT's permutations) stays there and is
+  copied at every use.
+- The loop keeps `outputs` and `labels` while the next forward pass runs: the logits and the
+  key-value cache of the batch before, since the cache is not turned off in training.
+- Batches come in buckets of 20, longest first, and the cache is emptied every 10 steps: the longest
+  batch starts on an empty cache, after the shortest of the bucket before. It sets the peak; the
+  shorter ones after it are left out.
 
 So is the evaluation: its key-value cache for 50 prompts and 300 new tokens is under 3 GiB, less
 than a step's logits and activations, but where a method adds to it (prefix tuning) it may set the

@@ -1,4 +1,4 @@
-"""came-pytorch 0.1.2 on given weights and gradients. Run in `.venv-oracle`: `came_0_1_2.py FOLDER`."""
+"""came-pytorch 0.1.2 on given weights and gradients. In `.venv-oracle`: `came_0_1_2.py FOLDER`."""
 
 import json
 import sys
