@@ -31,7 +31,7 @@ def test_kept_by_the_forward_pass(dtype: torch.dtype) -> None:
         with TensorMeter() as meter:
             meter.track((xz, conv, x_proj, dt_proj, out_proj, A, D, bias), "inputs")
             given = meter.live_bytes
-            out = fake_mamba._inner(
+            out = fake_mamba.kernel(
                 xz, conv, None, x_proj, dt_proj, out_proj, None, A, None, None, D, delta_bias=bias
             )
             element = dtype.itemsize

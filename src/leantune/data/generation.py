@@ -43,7 +43,8 @@ def encode(
     room = length - max_new_tokens - len(begin) - len(separator)
     if room < 1:
         raise BadInput(
-            f"length {length} leaves no room for a prompt before max_new_tokens {max_new_tokens}; raise it"
+            f"length {length} leaves no room for a prompt before max_new_tokens {max_new_tokens}; "
+            "raise it"
         )
 
     def tokens(texts: list[str]) -> list[list[int]]:

@@ -149,12 +149,13 @@ def _tokens(rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int) -> Rows
     texts, pairs = rows["text"], rows.get("pair")
     if pairs is not None and tokenizer.sep_token is None:
         texts, pairs = [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)], None
-    words = re.compile(rf"(?:\s*\S+){{0,{length + 16}}}")  # matches any text, if only its start
+    words = re.compile(rf"(?:\s*\S+){{0,{length + 16}}}")
     columns: Rows = {"input_ids": []}
     for start in range(0, len(texts), _CHUNK):
         end = start + _CHUNK
         if pairs is None:
-            given = [[words.match(text)[0] for text in texts[start:end]]]  # type: ignore[index]  # it does match
+            found = [words.match(text) for text in texts[start:end]]
+            given = [[match[0] for match in found if match]]  # all of them match
         else:
             given = [texts[start:end], pairs[start:end]]
         made = tokenizer(*given, truncation=True, max_length=length)

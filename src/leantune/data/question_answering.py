@@ -1,9 +1,10 @@
 """Questions answered by a span of a context (kind `span`): its windows of tokens, and the best span
 over them.
 
-A context longer than the model reads is cut into windows that overlap, as BERT does for SQuAD (arXiv 1810.04805,
-section 4.2 and its released code): a question has at most 64 of 384 tokens, windows share 128, an answer has at most
-30. Here the first two are a sixth and a third of the length, so that other lengths work the same way.
+A context longer than the model reads is cut into windows that overlap, as BERT does for SQuAD
+(arXiv 1810.04805, section 4.2 and its released code): a question has at most 64 of 384 tokens,
+windows share 128, an answer has at most 30. Here the first two are a sixth and a third of the
+length, so that other lengths work the same way.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def windows(rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int, located
     """
     if length < SHORTEST_LENGTH:
         raise BadInput(
-            f"answers are looked for in windows of {SHORTEST_LENGTH} tokens or more; length is {length}"
+            f"answers are looked for in windows of {SHORTEST_LENGTH} tokens or more; length is "
+            f"{length}"
         )
     if tokenizer.cls_token_id is None:
         raise BadInput(
@@ -72,7 +74,8 @@ def _add_windows(
         answer, start, context = rows["references"][row][0], rows["start"][row], rows["pair"][row]
         if context[start : start + len(answer)] != answer or not answer:
             raise BadInput(
-                f"example {first + row}: '{answer[:60]}' does not start at character {start} of its context"
+                f"example {first + row}: '{answer[:60]}' does not start at character {start} of "
+                "its context"
             )
         cls = ids.index(tokenizer.cls_token_id)
         for name, values in rows.items():

@@ -144,7 +144,7 @@ def unused_bytes(folder: Path) -> list[int]:
 
 
 def _resident_bytes(pid: int) -> int:
-    """Resident bytes of a process and all its descendants (the worker is the supervisor's child)."""
+    """Resident bytes of a process and its descendants (the worker is the supervisor's child)."""
     total = 0
     with contextlib.suppress(psutil.Error):  # it has ended
         process = psutil.Process(pid)

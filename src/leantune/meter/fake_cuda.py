@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -202,13 +203,21 @@ def cuda_path() -> Iterator[None]:
         for name in names:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCPU"):
                 library.impl(name, policy(_overload(name)), "AutocastCPU")
-    before = F.dropout, F.scaled_dot_product_attention, torch.rand
-    F.dropout, F.scaled_dot_product_attention, torch.rand = _dropout, _attention, _rand  # type: ignore[assignment]
+    swaps: list[tuple[Any, str, Any]] = [
+        (F, "dropout", _dropout),
+        (F, "scaled_dot_product_attention", _attention),
+        (torch, "rand", _rand),
+    ]
+    if fake_mamba.MODELLING in sys.modules:  # else this process has no Mamba
+        swaps.append((sys.modules[fake_mamba.MODELLING], "mamba_inner_fn", fake_mamba.kernel))
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in swaps]
     try:
-        with fake_mamba.kernel():
-            yield
+        for swap in swaps:
+            setattr(*swap)
+        yield
     finally:
-        F.dropout, F.scaled_dot_product_attention, torch.rand = before  # type: ignore[assignment]
+        for swap in before:
+            setattr(*swap)
         library._destroy()
 
 

@@ -4,15 +4,12 @@ values.
 Follows `MambaInnerFn` of mamba-ssm (state-spaces/mamba, ops/selective_scan_interface.py and
 csrc/selective_scan): the forward pass keeps its input, the projection x_dbl, B, C, the scan's
 output and its chunk states; the backward pass recomputes the convolution and delta. Without the
-kernel transformers runs a scan token by token, whose memory is another. `kernel` stands in place of
-transformers' `mamba_inner_fn` while a fake step runs.
+kernel transformers runs a scan token by token, whose memory is another. `fake_cuda.cuda_path` puts
+`kernel` in place of transformers' `mamba_inner_fn` while a fake step runs.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,29 +21,17 @@ CHUNK = 2048  # tokens between two states that the scan keeps
 MODELLING = "transformers.models.mamba.modeling_mamba"
 
 
-@contextlib.contextmanager
-def kernel() -> Iterator[None]:
-    """Let transformers' Mamba train through the simulated kernel."""
-    module: Any = sys.modules.get(MODELLING)
-    if module is None:  # no Mamba in this process
-        yield
-        return
-    before = module.mamba_inner_fn
-    module.mamba_inner_fn = _inner
-    try:
-        yield
-    finally:
-        module.mamba_inner_fn = before
-
-
-def _inner(*given: Any, delta_bias: Tensor, **settings: Any) -> Tensor:
-    """As transformers calls it; B and C are None there, since they depend on the input."""
+def kernel(*given: Any, delta_bias: Tensor, **settings: Any) -> Tensor:
+    """What transformers' `mamba_inner_fn` is replaced by; B and C are None there, since they depend
+    on the input."""
     *before, A, _, _, D = given
-    return _Inner.apply(*before, A, D, delta_bias)  # type: ignore[no-any-return]  # torch's is untyped
+    out: Tensor = _Inner.apply(*before, A, D, delta_bias)
+    return out
 
 
 class _Inner(torch.autograd.Function):
-    """xz: (batch, 2 x inner, length) with the gate in its second half; A: (inner, states) in fp32."""
+    """xz: (batch, 2 x inner, length) with the gate in its second half; A: (inner, states) in
+    fp32."""
 
     @staticmethod
     def forward(  # type: ignore[override]  # of any arguments
@@ -89,7 +74,9 @@ class _Inner(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # of any arguments
+    def backward(  # type: ignore[override]  # of any arguments
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         xz, conv_weight, conv_bias, x_dbl, x_proj, dt_proj, out_proj, *others = ctx.saved_tensors
         A, B, C, D, delta_bias, _, out = others
         x, _ = xz.chunk(2, dim=1)

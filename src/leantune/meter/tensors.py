@@ -8,6 +8,7 @@ few hundred bytes.
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import weakref
@@ -44,9 +45,9 @@ class MemoryReading:
     by_kind: dict[str, int]
     by_phase: dict[str, int]  # the highest count within each phase that was marked
     persistent_bytes: int  # weights, buffers and optimizer states live when the reading was taken
-    trace_sha256: (
-        str  # of the allocations and frees in order; equal between repeats of the same run
-    )
+    # of the allocations and frees in order; equal between repeats of the same run, but for the
+    # order in which autocast frees the casts that it kept
+    trace_sha256: str
     events: int  # allocations and frees
 
 
@@ -77,9 +78,8 @@ class TensorMeter(TorchDispatchMode):
         # counts
         self.flops = 0
         self.phase = "other"
-        self._live: dict[
-            int, list[Any]
-        ] = {}  # address of the StorageImpl -> [block, bytes, weak reference]
+        # address of the StorageImpl -> [block, bytes, weak reference]
+        self._live: dict[int, list[Any]] = {}
         self._born: list[str] = []  # block -> phase
         self._kind: dict[int, str] = {}  # block -> kind, where an owner is known
         self._bytes = self._peak = self._peak_at = 0
@@ -97,7 +97,7 @@ class TensorMeter(TorchDispatchMode):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        super().__exit__(*exc)  # type: ignore[no-untyped-call]
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]  # torch gives it no types
         if self._gc_was_on:
             gc.enable()
         self._label_owned()
@@ -174,7 +174,7 @@ class TensorMeter(TorchDispatchMode):
         )
 
     def kind_of(self, block: int) -> str:
-        """The kind of a block of the trace, by its owner or else by the phase that it was born in."""
+        """The kind of a block of the trace, by its owner or else by the phase of its birth."""
         by_birth = "activations" if self._born[block] == "forward" else "temporaries"
         return self._kind.get(block, by_birth)
 
@@ -217,11 +217,10 @@ class TensorMeter(TorchDispatchMode):
         if entry is None:
             if size == 0:
                 return
-            weak = weakref.ref(storage, lambda _, address=address: self._die(address))  # type: ignore[misc]
+            weak = weakref.ref(storage, functools.partial(self._die, address))
             self._live[address] = [self._new_block(size), size, weak]
-        elif (
-            entry[1] != size
-        ):  # resized in place: torch takes the new memory, copies, then frees the old
+        elif entry[1] != size:
+            # resized in place: torch takes the new memory, copies, then frees the old
             kind = self._kind.get(entry[0])
             old_block, old_size = entry[0], entry[1]
             entry[0], entry[1] = self._new_block(size, kind), size
@@ -235,7 +234,7 @@ class TensorMeter(TorchDispatchMode):
         self._change(block, size)
         return block
 
-    def _die(self, address: int) -> None:
+    def _die(self, address: int, _: object) -> None:
         block, size, _ = self._live.pop(address)
         self._change(block, -size)
 

@@ -253,7 +253,8 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Percentile bootstrap over `n` test examples of a difference of two scores, as in `resampled`."""
+    """Percentile bootstrap over `n` test examples of a difference of two scores (see
+    `resampled`)."""
     return drawn_difference(resampled([score], n, resamples, seed)[0], level)
 
 
@@ -311,7 +312,7 @@ def _pearson(w: Array, x: Array, y: Array) -> Array:
 
 
 def _macro_f1(w: Array, predicted: Array, truth: Array) -> Array:
-    """The mean of F1 over the labels that occur, among references or predictions, in the resample."""
+    """The mean of F1 over the labels that occur in the resample, in references or predictions."""
     total = np.zeros(len(w))
     labels = np.zeros(len(w))
     for label in np.union1d(predicted, truth):

@@ -38,7 +38,7 @@ class ChangedModules(QuantizationConfigMixin):
         factored: Mapping[str, int] | None = None,
         quant_method: str = FORMAT,
     ) -> None:
-        self.quant_method = quant_method  # type: ignore[assignment]
+        self.quant_method = quant_method  # type: ignore[assignment]  # not one of transformers' own
         self.adapters = dict(adapters or {})
         self.factored = dict(factored or {})
 
@@ -99,7 +99,8 @@ def load(folder: Path | str) -> PreTrainedModel:
     names = config.architectures or []
     if len(names) != 1 or not hasattr(transformers, names[0]):
         raise BadInput(
-            f"{folder}/config.json: key 'architectures' names no class of transformers; save it again"
+            f"{folder}/config.json: key 'architectures' names no class of transformers; save it "
+            "again"
         )
     return getattr(transformers, names[0]).from_pretrained(folder, trust_remote_code=False)
 

@@ -55,6 +55,7 @@ _MASKED_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_DECODER_TOKENS = dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
 # in the environment: the models whose code may run, as the command named them
 TRUSTED = "LEANTUNE_TRUST_REMOTE_CODE"
 _PROBLEM: dict[str, Any] = {
@@ -87,17 +88,12 @@ def load_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0, seed: in
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if _from_scratch(spec):
-            return _finished(
-                _CLASSES[kind].from_config(_config(spec, kind, num_labels), dtype=torch.float32),
-                kind,
-            )
-        folder = _folder(spec)
-        config = AutoConfig.from_pretrained(folder, **_files(spec))
-        _set_task(config, kind, num_labels)
-        model = _CLASSES[kind].from_pretrained(
-            folder, config=config, dtype=torch.float32, **_files(spec)
-        )
-    return _finished(model, kind)
+            config = _config(spec, kind, num_labels)
+            return _finished(_CLASSES[kind].from_config(config, dtype=torch.float32), kind)
+        folder, given = _folder(spec), _files(spec)
+        config = _for_task(AutoConfig.from_pretrained(folder, **given), kind, num_labels)
+        made = _CLASSES[kind].from_pretrained(folder, config=config, dtype=torch.float32, **given)
+    return _finished(made, kind)
 
 
 def empty_model(
@@ -119,9 +115,10 @@ def empty_model(
     return _finished(model, kind)
 
 
-def _finished(model: nn.Module, kind: str) -> nn.Module:
+def _finished(model: Any, kind: str) -> nn.Module:
     if kind in ("causal_lm", "generation"):
-        model.loss_type = "ForCausalLM"  # type: ignore[assignment]  # transformers finds it by class name, and GPT-2's does not say it
+        # transformers finds it by the name of the class, and GPT-2's does not say it
+        model.loss_type = "ForCausalLM"
     return model.train()
 
 
@@ -130,13 +127,11 @@ def _from_scratch(spec: Mapping[str, Any]) -> bool:
 
 
 def _config(spec: Mapping[str, Any], kind: str, num_labels: int) -> PretrainedConfig:
-    architecture = dict(spec["architecture"])
     if trusts_code(spec):
         config = AutoConfig.from_pretrained(_folder(spec), **_files(spec))
     else:
-        config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
-    _set_task(config, kind, num_labels)
-    return config
+        config = AutoConfig.for_model(**spec["architecture"])
+    return _for_task(config, kind, num_labels)
 
 
 def positions(spec: Mapping[str, Any]) -> int | None:
@@ -156,8 +151,8 @@ def trusts_code(spec: Mapping[str, Any]) -> bool:
         return False
     if spec["name"] not in os.environ.get(TRUSTED, "").split(","):
         raise BadInput(
-            f"model '{spec['name']}' runs code that lies beside its weights; read that code, then allow it with "
-            f"--trust-remote-code {spec['name']}"
+            f"model '{spec['name']}' runs code that lies beside its weights; read that code, then "
+            f"allow it with --trust-remote-code {spec['name']}"
         )
     return True
 
@@ -169,7 +164,8 @@ def _files(spec: Mapping[str, Any]) -> dict[str, Any]:
 def enable_checkpointing(model: nn.Module) -> None:
     """Recompute each block's activations in the backward pass; works when the layers below are
     frozen too."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    enable: Any = model.gradient_checkpointing_enable
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _check(spec: Mapping[str, Any], kind: str) -> None:
@@ -179,20 +175,20 @@ def _check(spec: Mapping[str, Any], kind: str) -> None:
         )
 
 
-def _set_task(config: PretrainedConfig, kind: str, num_labels: int) -> None:
+def _for_task(config: PretrainedConfig, kind: str, num_labels: int) -> PretrainedConfig:
+    """The configuration with what the head of a task kind needs."""
     config.use_cache = False  # it serves generation; in training it only costs memory
     if kind == "span":
         config.num_labels = 2  # scores of an answer's start and end
     if kind in _PROBLEM:
         config.num_labels = 1 if kind == "regression" else num_labels
-        config.problem_type = _PROBLEM[
-            kind
-        ]  # else inferred from the labels, which DeBERTa cannot do on meta
-        if (
-            getattr(config, "pad_token_id", None) is None
-        ):  # a decoder classifies at the last token before padding
+        # else inferred from the labels, which DeBERTa cannot do on meta
+        config.problem_type = _PROBLEM[kind]
+        # a decoder classifies at the last token before padding
+        if getattr(config, "pad_token_id", None) is None:
             end = config.eos_token_id
             config.pad_token_id = end[0] if isinstance(end, list) else (0 if end is None else end)
+    return config
 
 
 def _folder(spec: Mapping[str, Any]) -> Path:
@@ -201,29 +197,21 @@ def _folder(spec: Mapping[str, Any]) -> Path:
     path = fetch(source, spec.get("folder"))
     if source.get("format") != "gguf":
         return path
-    digest = (
-        source["sha256"] if "package" in source else file_sha256(path)
-    )  # a package may hold several
+    # a package may hold several
+    digest = source["sha256"] if "package" in source else file_sha256(path)
     return entry(f"{digest}-{path.stem}-safetensors", lambda folder: _convert(path, folder))
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantize to fp32. transformers refuses to save a model that it read from gguf, so build a
     plain one."""
-    with (
-        naming_extras(f"{gguf.name}", "gguf"),
-        _quiet(),
-        redirect_stderr(io.StringIO()),
-    ):  # a bar that no setting turns off
-        read = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, local_files_only=True
-        )
-        config = read.config
-        del config.quantization_config
-        model = type(read)(config)
+    given = {"gguf_file": gguf.name, "local_files_only": True}
+    no_bar = redirect_stderr(io.StringIO())  # one that no setting turns off
+    with naming_extras(gguf.name, "gguf"), _quiet(), no_bar:
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **given)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **given)
+        del read.config.quantization_config
+        model = type(read)(read.config)
         model.load_state_dict(read.state_dict())
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -241,11 +229,7 @@ def _bpe_folder(spec: Mapping[str, Any]) -> Path:
 
     texts = load_rows(plugins.get("tasks", "pretrain"))["all"]["text"]
     vocabulary, masked = spec["architecture"]["vocab_size"], "masked_lm" in spec["kinds"]
-    names = (
-        dict(_MASKED_TOKENS)
-        if masked
-        else dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
-    )
+    names = _MASKED_TOKENS if masked else _DECODER_TOKENS
 
     def build(folder: Path) -> None:
         made = Tokenizer(BPE())
@@ -269,7 +253,8 @@ def _bpe_folder(spec: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No reports of newly made heads, no loading bars; the caller's settings come back afterwards."""
+    """No reports of newly made heads, no loading bars; the caller's settings come back
+    afterwards."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
