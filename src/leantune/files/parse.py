@@ -71,7 +71,8 @@ def check_size(value: Any, where: Path | str) -> None:
 
 
 UNKNOWN = "unknown_key"  # the kind of error of a key that a mapping does not have
-# What pydantic's kinds of error are called in a sentence: what the value is not, or how it is wrong.
+# What pydantic's kinds of error are called in a sentence: what the value is not, or how it is
+# wrong.
 _TYPES = {
     "string_type": "a text",
     "int_type": "a whole number",
@@ -109,7 +110,8 @@ def check(value: Any, model: Any, where: Path | str) -> Any:
 
 
 def _key(error: Any, value: Any) -> str:
-    """The dotted path of the key that is wrong; pydantic also names members of unions on the way."""
+    """The dotted path of the key that is wrong; pydantic also names members of unions on the
+    way."""
     path = []
     for step in error["loc"]:
         inside = step in value if isinstance(value, dict) else isinstance(value, list)

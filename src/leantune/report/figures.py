@@ -39,7 +39,8 @@ def write_figures(results: Path, out: Path) -> list[Path]:
 
 
 def _counted_from_0(svg: str) -> str:
-    """Vega numbers gradients and clips on from the chart before; a figure must not depend on that."""
+    """Vega numbers gradients and clips on from the chart before; a figure must not depend on
+    that."""
     pattern = r"\b(gradient_|clip)(\d+)\b"
     numbers = {name: n for n, name in enumerate(dict.fromkeys(re.findall(rf'id="{pattern}"', svg)))}
     return re.sub(pattern, lambda found: f"{found[1]}{numbers.get(found.groups(), found[2])}", svg)

@@ -76,7 +76,8 @@ def not_allowed(results: Results, allowed: Sequence[str]) -> list[str]:
     return (
         [
             *table.splitlines(),
-            f"{len(bad)} of {len(expected)} cells ended with a status that the config does not allow "
+            f"{len(bad)} of {len(expected)} cells ended with a status that the config does not "
+            "allow "
             f"({statuses}); the tables in {results.folder / 'tables'} go without them, "
             f"`leantune rerun --status {statuses}` starts them again",
         ]

@@ -77,7 +77,8 @@ def table(found: Sequence[Row]) -> str:
 
 
 def without_controls(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries without the controls of this module, nor `head` where it only stands beside them."""
+    """The entries without the controls of this module, nor `head` where it only stands beside
+    them."""
     # A cell without a record is told by its file: <key>/<model>/<task>/<method>/<seed>.json.
     folders = [(entry, PurePosixPath(entry.file).parent) for entry in entries]
     methods = defaultdict(set)

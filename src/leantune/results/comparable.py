@@ -35,7 +35,8 @@ MERGEABLE = tuple(field for field in KEY if field not in ("samples", "measuremen
 
 @dataclass(frozen=True)
 class Entry:
-    """One place where a record is or should be. `record` is None when it is `damaged` or `missing`."""
+    """One place where a record is or should be. `record` is None when it is `damaged` or
+    `missing`."""
 
     file: str  # relative to the records' folder, with forward slashes
     status: str  # the record's own, or stale | damaged | missing

@@ -48,7 +48,8 @@ def cells(entries: Sequence[Entry]) -> list[Row]:
 
 
 def failures(entries: Sequence[Entry]) -> list[Row]:
-    """A row per cell without a result that counts: failed, unsupported, stale, damaged or missing."""
+    """A row per cell without a result that counts: failed, unsupported, stale, damaged or
+    missing."""
     columns = [column for column in of_table("failures") if column.path]
     rows = []
     for entry in entries:

@@ -1,4 +1,5 @@
-"""Read a folder of results once: its records, which of them are stale, and its step times in turns."""
+"""Read a folder of results once: its records, which of them are stale, and its step times in
+turns."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def changed(recorded: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def is_stale(record: Record) -> bool:
-    """Whether the method, task or model is no longer what the record was measured with, or is gone."""
+    """Whether the method, task or model is no longer what the record was measured with, or is
+    gone."""
     try:
         return bool(changed(record["provenance"]["hashes"], cell_of_record(record).hashes))
     except BadInput:

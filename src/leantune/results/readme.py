@@ -1,4 +1,5 @@
-"""What people read: the Markdown leaderboard, and what a run reproduced of the published results."""
+"""What people read: the Markdown leaderboard, and what a run reproduced of the published
+results."""
 
 from __future__ import annotations
 
@@ -38,8 +39,10 @@ def markdown_leaderboard(rows: Sequence[Row]) -> str:
             f" ({'higher' if metric['higher_is_better'] else 'lower'} is better)" if metric else ""
         )
         lines = [
-            f"**{task}** with {model}, {metric.get('quality_metric') or 'quality'}{better}, `{key}`\n",
-            "| tier | method | quality | seeds | peak memory | x full | step | trainable | stored |",
+            f"**{task}** with {model}, {metric.get('quality_metric') or 'quality'}{better}, "
+            f"`{key}`\n",
+            "| tier | method | quality | seeds | peak memory "
+            "| x full | step | trainable | stored |",
             "|---|---|---|---|---|---|---|---|---|",
             *[_markdown_row(row) for row in found],
         ]

@@ -12,7 +12,8 @@ from leantune.spec.cells import STEP_TIME_KEY
 
 
 def read_comparisons(folder: Path) -> list[dict[str, Any]]:
-    """What `compare` found, from every file below a folder. Raises BadInput naming a damaged one."""
+    """What `compare` found, from every file below a folder. Raises BadInput naming a damaged
+    one."""
     from leantune.files.schema import Comparison
 
     found = []

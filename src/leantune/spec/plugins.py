@@ -128,7 +128,8 @@ def get(kind: Literal["models"], name: str) -> Plugin[ModelFile]: ...
 @overload
 def get(kind: str, name: str) -> Plugin[Any]: ...
 def get(kind: str, name: str) -> Plugin[Any]:
-    """One plugin by name. Raises BadInput with the known names, or with what is wrong in its YAML."""
+    """One plugin by name. Raises BadInput with the known names, or with what is wrong in its
+    YAML."""
     known = discover(kind)
     if name not in known:
         raise BadInput(f"unknown {kind[:-1]} '{name}'; known: {', '.join(sorted(known))}")

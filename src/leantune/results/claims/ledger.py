@@ -73,7 +73,8 @@ class Condition:
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the ledger. A joint claim has several conditions, and holds where all of them do."""
+    """One row of the ledger. A joint claim has several conditions, and holds where all of them
+    do."""
 
     method: str
     paper: str
@@ -122,7 +123,8 @@ class Claim:
         return {**own, **figures, "verdict": verdict, "why": why, "command": commands}
 
     def verdict(self, values: Sequence[Value]) -> tuple[str, str]:
-        """(supported | refuted | undecided, why) from the values of the conditions, in their order."""
+        """(supported | refuted | undecided, why) from the values of the conditions, in their
+        order."""
         pairs = list(zip(self.conditions, values, strict=True))
         found = [condition.holds(value) for condition, value in pairs]
         holds = False if False in found else None if None in found else True
@@ -179,7 +181,8 @@ def load(methods: Sequence[str] = ()) -> list[Claim]:
 
 
 def _expanded(claim: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The claim, or one for each row of its key `each` with the row's values in place of {words}."""
+    """The claim, or one for each row of its key `each` with the row's values in place of
+    {words}."""
     rest = {key: value for key, value in claim.items() if key != "each"}
     return [_filled(rest, row) for row in claim["each"]] if "each" in claim else [rest]
 
@@ -218,7 +221,8 @@ def _condition(method: str, name: str, measure: str, expect: Mapping[str, Any]) 
     (rule,) = (key for key in RULES if key in expect)
     if not isinstance(expect[rule], int | float):
         raise BadInput(
-            f"method '{method}', claim '{name}': '{expect[rule]}' is no number; name it in every row"
+            f"method '{method}', claim '{name}': '{expect[rule]}' is no number; "
+            "name it in every row"
         )
     return Condition(measure, rule, expect[rule], expect.get("tolerance", 0.0))
 
@@ -246,7 +250,8 @@ def write(records: Path, output: Path, methods: Sequence[str] = ()) -> list[Row]
     claims = load(methods)
     if not claims:
         raise BadInput(
-            f"no method of {', '.join(methods) or 'those installed'} has a key 'claims'; nothing to measure"
+            f"no method of {', '.join(methods) or 'those installed'} has a key 'claims'; "
+            "nothing to measure"
         )
     found = Records(load_results(records.parent, records=records).entries)
     spoken = language(Predictions(output / CACHE), found)
@@ -293,4 +298,5 @@ def describe(found: Sequence[Row]) -> str:
     counts = ", ".join(
         f"{verdicts.count(v)} {v}" for v in ("supported", "refuted", "undecided", "not_run")
     )
-    return f"{text_table(columns, lines)}\n{len(found)} claims: {counts}; the reasons are in the table's column 'why'"
+    table = text_table(columns, lines)
+    return f"{table}\n{len(found)} claims: {counts}; the reasons are in the table's column 'why'"
