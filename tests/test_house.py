@@ -269,19 +269,33 @@ def test_a_broken_rule_is_found(tmp_path, file, code, found):
 # ------------------------------------------------------------------ one place each
 
 
-def test_one_function_keeps_predictions():
-    """Nothing else that predicts writes JSON, so there is one cache."""
-    files = [*(SOURCE / "prediction").glob("*.py"), *(SOURCE / "results" / "claims").glob("*.py")]
-    functions = {
-        f"{file.stem}.{node.name}": ast.unparse(node)
+def functions_with(pattern, *folders):
+    """`module.function` of every function below the folders whose code has the pattern."""
+    files = [file for folder in folders for file in (SOURCE / folder).rglob("*.py")]
+    nodes = {
+        f"{file.stem}.{node.name}": node
         for file in files
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
     }
-    writing = [
-        name for name, code in functions.items() if re.search(r"write_json|json\.dump\(", code)
-    ]
-    assert writing == ["ask.answer"]
+    return [name for name, node in nodes.items() if re.search(pattern, ast.unparse(node))]
+
+
+def test_one_function_keeps_predictions():
+    """Nothing else that predicts writes JSON, so there is one cache."""
+    pattern = r"write_json|json\.dump\("
+    assert functions_with(pattern, "prediction", "results/claims") == ["ask.answer"]
+
+
+def test_one_function_asks_the_driver():
+    """The command is put together in one place; all else calls it."""
+    assert functions_with(r"\['nvidia-smi'", ".") == ["gpus.start_query"]
+
+
+def test_one_function_compares_two_records():
+    """The values of two records at the same path meet in one place."""
+    pattern = r"value\((\w+), (\w+)\).*value\((?!\1\b)(\w+), \2\)"
+    assert functions_with(pattern, "results") == ["comparison.compare"]
 
 
 # ------------------------------------------------------------------ names

@@ -341,19 +341,7 @@ def test_tied_output_is_pruned_and_its_loss_is_over_the_used_vocabulary(
     model = make(family, auto)
     parameters = {n: p.requires_grad for n, p in model.named_parameters()}
     count = sum(p.numel() for p in model.parameters())
-    inputs = lm_batch(model, 0)
-    if family == "t5":
-        extra = {"labels": [[41, 42]] * 12}
-        task = Data(
-            kind,
-            *(
-                Dataset.from_dict({**d.to_dict(), **extra})
-                for d in (dataset(0), dataset(1), dataset(2))
-            ),
-        )
-        inputs["labels"] = torch.tensor([[41, 42, 41]] * 4)
-    else:
-        task = data(kind)
+    task, inputs = _lm_task(family, kind, model)
     reference = copy.deepcopy(model)
     for m in (model, reference):
         for module in m.modules():
@@ -396,6 +384,16 @@ def test_tied_output_is_pruned_and_its_loss_is_over_the_used_vocabulary(
         k: v.shape for k, v in whole.items()
     }
     assert restored.eval()(**inputs).logits.shape[-1] == FULL
+
+
+def _lm_task(family: str, kind: str, model: Any) -> tuple[Data, dict[str, Tensor]]:
+    """The examples and a batch of them; of an encoder-decoder both have labels of their own."""
+    inputs = lm_batch(model, 0)
+    if family != "t5":
+        return data(kind), inputs
+    splits = (dataset(seed).to_dict() for seed in range(3))
+    rows = (Dataset.from_dict({**split, "labels": [[41, 42]] * 12}) for split in splits)
+    return Data(kind, *rows), {**inputs, "labels": torch.tensor([[41, 42, 41]] * 4)}
 
 
 def _without_dropout(model: Any) -> Any:

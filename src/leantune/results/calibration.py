@@ -20,7 +20,8 @@ from leantune.files.record import value
 from leantune.files.text import text_table
 from leantune.metrics.stats import CLASS_SCORES
 from leantune.results.columns import measured_over_predicted
-from leantune.results.comparable import KEY, Entry, Record, Row, usable
+from leantune.results.comparable import Entry, Record, Row, usable
+from leantune.results.comparison import KEYS, differing
 
 METHODS = ("allocate_64mib", "sleep", "train_nothing", "random")
 LEAK = "leak"  # the task whose texts hold their labels
@@ -167,10 +168,10 @@ def _chance(check: str, record: Record) -> Row:
 
 def _beside(record: Record, records: Sequence[Record], method: str) -> Record | None:
     """The record of another method with the same key, model, task, seed and trial."""
-    places = [f"key.{name}" for name in KEY]
-    places += [f"cell.{name}" for name in ("model", "task", "seed", "trial")]
+    names = ("model", "task", "seed", "trial")
+    paths = {**KEYS, **{name: f"cell.{name}" for name in names}}
     others = (other for other in records if other["cell"]["method"] == method)
-    same = (o for o in others if all(value(o, path) == value(record, path) for path in places))
+    same = (other for other in others if not differing(record, other, paths))
     return next(same, None)
 
 
