@@ -1,8 +1,6 @@
 """Where each model family keeps the parts that methods change. One row per family, names as in
 transformers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

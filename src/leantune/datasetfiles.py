@@ -5,8 +5,6 @@ No code of a repository is run (`datasets` has no loading scripts any more), and
 the hub.
 """
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager

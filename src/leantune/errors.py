@@ -1,7 +1,5 @@
 """The errors that people see. A message is one sentence: what was wrong, where, and what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec

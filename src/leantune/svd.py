@@ -1,8 +1,6 @@
 """Singular value decompositions of a model's linear maps, computed once per weight and cached by
 its hash."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from pathlib import Path

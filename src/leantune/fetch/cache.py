@@ -2,8 +2,6 @@
 `~/.cache/leantune`): an entry per content hash, populated under a lock in a temporary folder,
 checked when it is used, and made again when a file in it was damaged."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

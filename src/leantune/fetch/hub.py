@@ -6,8 +6,6 @@ every file. Later runs read that commit, and refuse a file that has other bytes,
 or from a mirror (`LEANTUNE_MIRROR`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

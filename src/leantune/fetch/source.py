@@ -5,8 +5,6 @@ path.
 (cache.py), what comes from the hub in the user's own hub cache (hub.py).
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

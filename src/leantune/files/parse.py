@@ -1,8 +1,6 @@
 """Read what others wrote, YAML and JSON, and check it against a model: whatever is wrong is
 `BadInput`."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

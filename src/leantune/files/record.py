@@ -1,7 +1,5 @@
 """The record: one JSON file per cell, checked against a model, written whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

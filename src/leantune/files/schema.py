@@ -4,8 +4,6 @@ turns, locked sources.
 Importing pydantic takes a tenth of a second, so this module is imported where a file is read.
 """
 
-from __future__ import annotations
-
 from types import GenericAlias
 from typing import Annotated, Any, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Numbers and tables as people read them, and tables as files."""
 
-from __future__ import annotations
-
 import csv
 import io
 import sys

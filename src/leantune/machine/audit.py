@@ -1,8 +1,6 @@
 """What code does to the world outside its scratch: the network that it asks for, the files that it
 writes. Python's audit events tell; files that a library opens past Python are not seen."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -6,8 +6,6 @@ have ended, however they end. A device that a process outside the suite uses is 
 memory and time would spoil the cell's.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

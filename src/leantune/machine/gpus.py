@@ -1,8 +1,6 @@
 """The GPUs of this machine and who uses them, as nvidia-smi tells; no torch, so that the supervisor
 may ask."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

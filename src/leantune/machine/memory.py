@@ -1,7 +1,5 @@
 """How much memory this machine has, what a cell needs of it, and whether that fits."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -8,8 +8,6 @@ fits into what the machine has available less what the other holders have leased
 (what they have used is no longer available).
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Peaks of CUDA memory per phase, as PyTorch's allocator and the driver count them."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator, Mapping

@@ -9,8 +9,6 @@ the CPU already have CUDA's, float32. `fake_copies` makes the copy of a model th
 place of the model.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import itertools

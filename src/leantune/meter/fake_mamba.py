@@ -8,8 +8,6 @@ kernel transformers runs a scan token by token, whose memory is another. `fake_c
 `kernel` in place of transformers' `mamba_inner_fn` while a fake step runs.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

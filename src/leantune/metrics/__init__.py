@@ -1,7 +1,5 @@
 """The scores of each kind of task, one module each, and the statistics that compare them."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from typing import Any

@@ -5,8 +5,6 @@ at best, not 95 %), and between the methods of a table a moderated t. Test examp
 bootstrap, both methods scored on the same resample.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics

@@ -7,8 +7,6 @@ model before its weights are read. Once `register` has run (`import leantune` se
 and of weights that it did not use or had to make up, and the model is not the one that was saved.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

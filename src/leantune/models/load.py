@@ -4,8 +4,6 @@
 `family`, `traits`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

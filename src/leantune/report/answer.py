@@ -4,8 +4,6 @@
 length; their quality is borrowed from the groups of the same kind of task, and the page says so.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

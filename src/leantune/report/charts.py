@@ -5,8 +5,6 @@ The palette is that of Okabe and Ito, which people with any colour vision tell a
 take the ink: `currentColor` on the page, so that they follow its theme, black on paper.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ The tables are read from their CSV files also where there are records. They may 
 shows.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math

@@ -1,7 +1,5 @@
 """The charts as files for a paper: PDF and SVG, black on white."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The scripts and styles of the page, all of them inside it: nothing is fetched."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib.resources

@@ -1,7 +1,5 @@
 """One sentence for each view, computed from the rows that the view shows."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 

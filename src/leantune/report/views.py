@@ -1,7 +1,5 @@
 """The tables of the page: which columns each shows, and their cells as text with units."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote

@@ -1,7 +1,5 @@
 """The tables of an output folder as CSV files, and what the gate and publishing ask of them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ difference between what is expected and what was measured is the suite's own err
 records is `not_run`, never passed.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

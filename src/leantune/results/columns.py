@@ -5,8 +5,6 @@ in leaderboard.csv, and the page of the report shows both. A name such as `claim
 column `measured` of that table alone.
 """
 
-from __future__ import annotations
-
 import functools
 import statistics
 from collections.abc import Callable, Sequence

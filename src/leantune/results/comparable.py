@@ -3,8 +3,6 @@
 Groups of several keys are merged only across fields that were named, and then say so in their key.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Compare two records, and what a run reproduced of the published results."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

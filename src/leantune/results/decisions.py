@@ -1,7 +1,5 @@
 """decisions.csv: what each comparison decides, in one sentence, or that it decides nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from leantune.metrics import stats

@@ -5,8 +5,6 @@ order.
 `failures` a row per cell that has no usable result, and why. Missing numbers are None.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

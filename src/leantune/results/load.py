@@ -1,8 +1,6 @@
 """Read a folder of results once: its records, which of them are stale, and its step times in
 turns."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

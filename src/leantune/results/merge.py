@@ -1,8 +1,6 @@
 """Records from somebody else's machine: each is checked as if nobody could be trusted, and the
 sound ones added."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,6 @@
 """overall.csv: one line per model and method over all tasks, each task scaled so that `head` is 0
 and `full` is 1."""
 
-from __future__ import annotations
-
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,6 @@
 """pareto.csv and budgets.csv: what no other method beats in memory, time and quality, and the best
 method for each budget."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from leantune.results.comparable import Row

@@ -1,8 +1,6 @@
 """Copy a run's records and tables to the published results; remove records that should be made
 again."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path

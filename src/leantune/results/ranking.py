@@ -7,8 +7,6 @@ no place where that tells it apart from some only. Scores are in the metric's un
 is positive where the first method is the better one.
 """
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections import defaultdict

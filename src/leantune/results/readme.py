@@ -1,8 +1,6 @@
 """What people read: the Markdown leaderboard, and what a run reproduced of the published
 results."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Whether a record can be reproduced: its own command is run again, and what comes out compared
 field by field."""
 
-from __future__ import annotations
-
 import shlex
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Step times in turns, as files of a run: read them, and what they say of a record."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any

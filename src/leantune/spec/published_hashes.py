@@ -5,8 +5,6 @@ is read: whoever changes a plugin, or how it is hashed, sees at once what would 
 again.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Settings, `METHOD.PARAM=VALUE`: from the command line, of a record, for a stack."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import shlex

@@ -7,8 +7,6 @@ Two methods that train the same tensors get the same directions, so their losses
 draw by draw.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Collection
 from typing import Any

@@ -1,7 +1,5 @@
 """A stack of methods at work: one object that calls each hook on the plugins that have it."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import types

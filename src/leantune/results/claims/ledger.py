@@ -6,8 +6,6 @@ an identity that holds at every scale; else it is `undecided` and says which way
 missing is `not_run`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
