@@ -162,7 +162,7 @@ def _end(what: Callable[[], int]) -> None:
 
 def _command(job: dict[str, Any]) -> int:
     tempfile.tempdir = None  # TMPDIR may be another
-    supervisor.subprocess = SimpleNamespace(  # type: ignore[assignment]
+    supervisor.subprocess = SimpleNamespace(  # type: ignore[assignment]  # a stand-in
         Popen=ForkedWorker, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
     )
     return parser.main(job["words"])
@@ -179,7 +179,7 @@ def main() -> None:
             os.chdir(job["folder"])
             os.environ.clear()
             os.environ.update(job["environment"])
-            _end(lambda job=job: _command(job))  # type: ignore[misc]
+            _end(lambda job=job: _command(job))  # type: ignore[misc]  # job is bound at once
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

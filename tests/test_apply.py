@@ -119,7 +119,7 @@ class Ordered(Trainer):
     """The Trainer on batches in the order of `batches`."""
 
     def _get_train_sampler(self, *_: Any) -> Any:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # sized, as given
 
 
 def trainer(handle: Any, data: Data, folder: Path, **words: Any) -> Trainer:
@@ -280,7 +280,7 @@ def test_data_that_cannot_be_used_are_refused(data: Any, message: str) -> None:
 
 def test_words_that_are_wrong_are_refused() -> None:
     with pytest.raises(BadInput, match="takes a transformers model, not Linear"):
-        leantune.apply(torch.nn.Linear(2, 2), "lora")  # type: ignore[arg-type]
+        leantune.apply(torch.nn.Linear(2, 2), "lora")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(BadInput, match="unknown method 'loora'"):
         leantune.apply(small_model(), "loora")
     with pytest.raises(BadInput, match="has no setting 'rang'"):
@@ -396,4 +396,5 @@ def test_export_ends_training_and_may_be_asked_twice(tmp_path: Path) -> None:
 
 def test_a_name_that_leantune_has_not_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        # wrong on purpose
         leantune.nonsense  # type: ignore[attr-defined]  # noqa: B018

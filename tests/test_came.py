@@ -136,7 +136,7 @@ class Aliased(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]  # takes no closure
         for p in self.param_groups[0]["params"]:
             state = self.state[p]
             m = state.setdefault("m", torch.zeros_like(p))
@@ -378,6 +378,7 @@ def test_bf16_rounds_the_fp32_step_to_nearest(block: int) -> None:
         parameters([(5, 3), (7,)], torch.bfloat16),
     )
     exact = [nn.Parameter(p.float()) for p in exact]
+    # one line of arithmetic
     grads = lambda s, p, g: torch.randn(p.shape, generator=g).bfloat16()  # noqa: E731
     a = run(low, CAME(low, lr=1e-2, weight_decay=0.1, block=block), 1, grads)
     b = run(exact, CAME(exact, lr=1e-2, weight_decay=0.1, block=block), 1, grads)
@@ -393,7 +394,7 @@ def pruned_and_full(
     """The used rows after `steps`, in the run on them alone and in the run on the whole matrix."""
     rows, size = torch.tensor([1, 2, 5, 8, 20]), (40, 6)
     full = parameters([size])[0]
-    part = nn.Parameter(full.detach()[rows].clone())
+    part = nn.Parameter(full.detach()[rows].clone())  # the mark of a part
     part.full_numel = full.numel()  # type: ignore[attr-defined]
     a = CAME([part], lr=1e-2, block=block, full_matrix=full_matrix)
     b = CAME([full], lr=1e-2, block=block)

@@ -11,7 +11,7 @@ from torch import Tensor
 from leantune.training.stack import load_method
 
 load_method("safe")  # makes the plugin's own modules importable
-from leantune_plugins.safe.cka import cka  # noqa: E402
+from leantune_plugins.safe.cka import cka  # noqa: E402  the path is set above
 
 
 def noise(tokens: int, width: int, seed: int) -> Tensor:

@@ -21,8 +21,8 @@ from leantune.training.stack import load_method
 
 load_method("fwsvd")
 from leantune_plugins.fwsvd.method import row_weights  # noqa: E402  (importable once loaded)
-from leantune_plugins.softlms import budget  # noqa: E402
-from leantune_plugins.softlms.layers import SoftLinear, truncated_factors  # noqa: E402
+from leantune_plugins.softlms import budget  # noqa: E402  the path is set above
+from leantune_plugins.softlms.layers import SoftLinear, truncated_factors  # noqa: E402  the path is set above
 
 
 def linear_parameters(model: nn.Module, plugin: Any) -> int:

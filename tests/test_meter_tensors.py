@@ -66,6 +66,7 @@ def lora(model: nn.Module) -> nn.Module:
     targets = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}[
         model.config.model_type
     ]
+    # any model will do
     return get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.1))  # type: ignore[arg-type]
 
 

@@ -152,6 +152,7 @@ def test_an_optimizer_that_grows_later_is_followed_to_the_third_step() -> None:
                 }
 
     probe = probe_for("full")
+    # stands in for a method that is added late
     probe.stack.methods["adaptation"].optimizer = lambda groups, ctx: Late(groups)  # type: ignore[method-assign]
     model = attached(probe)
     trained = sum(

@@ -17,16 +17,16 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "prediction"
 sys.path.insert(0, str(FOLDER))
 
-import peers  # noqa: E402
-import replay  # noqa: E402
-import runs  # noqa: E402
-import scores  # noqa: E402
-import session  # noqa: E402
-from fake_gpu import AllSelected, fake_gpu  # noqa: E402
+import peers  # noqa: E402  the path is set above
+import replay  # noqa: E402  the path is set above
+import runs  # noqa: E402  the path is set above
+import scores  # noqa: E402  the path is set above
+import session  # noqa: E402  the path is set above
+from fake_gpu import AllSelected, fake_gpu  # noqa: E402  the path is set above
 
-from leantune.errors import BadInput, Unsupported  # noqa: E402
-from leantune.meter.fake_cuda import QuickFakeMode, fake_copies  # noqa: E402
-from leantune.meter.tensors import TensorMeter  # noqa: E402
+from leantune.errors import BadInput, Unsupported  # noqa: E402  the path is set above
+from leantune.meter.fake_cuda import QuickFakeMode, fake_copies  # noqa: E402  the path is set above
+from leantune.meter.tensors import TensorMeter  # noqa: E402  the path is set above
 
 RUNS = FOLDER / "peft_l40s_runs.json"
 MIB = 2**20

@@ -74,7 +74,7 @@ def opened(
 ) -> tuple[Page, Told]:
     context = browser.new_context(
         viewport=width, color_scheme=scheme, offline=True, accept_downloads=True
-    )  # type: ignore[arg-type]
+    )  # type: ignore[arg-type]  # names of the browser's own
     page = context.new_page()
     told = Told(page)
     page.goto(file.as_uri())

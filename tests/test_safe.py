@@ -19,8 +19,8 @@ from leantune.modules import adapters
 from leantune.training.stack import load_method
 
 load_method("safe")  # makes the plugin's own modules importable
-from leantune_plugins.safe.cka import cka  # noqa: E402
-from leantune_plugins.safe.method import freeze, importances  # noqa: E402
+from leantune_plugins.safe.cka import cka  # noqa: E402  the path is set above
+from leantune_plugins.safe.method import freeze, importances  # noqa: E402  the path is set above
 
 
 def probe_of(data: Any) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ def test_frozen_adapters_are_bit_identical_to_the_end(tmp_path: Path) -> None:
             seen.setdefault(i, [p.clone() for p in adapters(model)[i].own_parameters()])
         return change
 
-    plugin.on_progress = watch  # type: ignore[method-assign]
+    plugin.on_progress = watch  # type: ignore[method-assign]  # watched
     run(model, safe, data, ctx)
     assert 0 < len(seen) < 8
     for i, kept in seen.items():

@@ -40,7 +40,7 @@ def bert_base(method: str) -> nn.Module:
             config = LoraConfig(
                 r=8, lora_dropout=0.1, target_modules=["query", "value"], task_type="SEQ_CLS"
             )
-            return get_peft_model(model, config)  # type: ignore[arg-type]
+            return get_peft_model(model, config)  # type: ignore[arg-type]  # any model will do
     for name, parameter in model.named_parameters():
         head = "classifier" in name or (method == "head" and "pooler" in name)
         parameter.requires_grad_(

@@ -32,8 +32,8 @@ from leantune.training.loop import Schedule
 from leantune.training.stack import load_method
 
 load_method("fwsvd")
-from leantune_plugins.softlms import budget  # noqa: E402
-from leantune_plugins.softlms.layers import SoftLinear, saves  # noqa: E402
+from leantune_plugins.softlms import budget  # noqa: E402  the path is set above
+from leantune_plugins.softlms.layers import SoftLinear, saves  # noqa: E402  the path is set above
 
 THRESHOLDS = pytest.mark.parametrize("threshold", ["relu", "ste"])
 

@@ -63,6 +63,7 @@ def of_variance(variance, size):
 def test_spread_is_out_of_line_beyond_cochrans_published_critical_values(samples, size, critical):
     """The largest variance over the sum of all, at 1 %, as tables of Cochran's test print it."""
     others = {f"m{i}": of_variance(1.0, size) for i in range(samples - 1)}
+    # one line of arithmetic
     largest = lambda share: of_variance((samples - 1) * share / (1 - share), size)  # noqa: E731
     assert stats.out_of_line(others | {"svd": largest(critical + 2e-4)}) == {"svd"}
     assert stats.out_of_line(others | {"svd": largest(critical - 2e-4)}) == set()
@@ -105,7 +106,8 @@ def test_the_moderated_t_is_that_of_smyth():
     by bisection."""
     data = drawn(40, 1 / np.random.default_rng(3).chisquare(4, 40))
     found = stats.moderated_t(data)
-    s2 = np.array([np.var(d, ddof=1) for d in data.values()])
+    s2 = np.array([np.var(d, ddof=1) for d in data.values()])  # one line of arithmetic
+    # one line of arithmetic
     trigamma = lambda x: sum(1 / (x + n) ** 2 for n in range(20000)) + 1 / (x + 20000)  # noqa: E731
     digamma = lambda x: (math.lgamma(x + 1e-5) - math.lgamma(x - 1e-5)) / 2e-5  # noqa: E731
     e = np.log(s2) - digamma(1.5) + math.log(1.5)
@@ -130,7 +132,7 @@ def test_the_moderated_t_is_that_of_smyth():
 def test_equal_spreads_are_pooled_and_unlike_ones_stand_for_themselves():
     """p of the same differences beside 200 pairs of their own spread, and beside 200 of all
     spreads."""
-    mine = {("x", "y"): [0.9, 1.0, 1.1, 1.2]}
+    mine = {("x", "y"): [0.9, 1.0, 1.1, 1.2]}  # one line of arithmetic
     alone = stats.moderated_t(mine)["x", "y"].p
     among = lambda spreads: stats.moderated_t(mine | drawn(200, spreads))["x", "y"].p  # noqa: E731
     assert among(np.full(200, 0.0167)) < alone / 30

@@ -101,7 +101,7 @@ RESULT_IN_FP32: tuple[str, ...] = tuple(
     """
 prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm linalg_matrix_norm
 linalg_matrix_norm.str_ord sum sum.dim_IntList
-""".split()  # noqa: SIM905
+""".split()  # noqa: SIM905  a list of names reads better without quotes
 )
 
 
