@@ -26,7 +26,8 @@ import torch
 
 torch.set_num_threads(1)
 
-MOST_SECONDS = 20  # three times what the longest takes on a calm machine
+MOST_SECONDS = 60  # ten times what the longest takes here, as processors differ
+LEFT_OUT = ("process", "slow", "oracle_env", "gpu", "browser", "slurm")  # by `make fast`
 # What libraries and the record's provenance ask in passing; milliseconds each.
 SMALL_PROGRAMS = {"git", "ldconfig", "lscpu", "nvidia-smi", "uname"}
 _noticed: list[str] = []
@@ -51,7 +52,7 @@ def _is_fast(item):
     outcome = yield
     if (used := time.process_time() - began) > MOST_SECONDS:
         _noticed.append(f"takes {used:.0f} s of a processor")
-    if _noticed and item.get_closest_marker("process") is None:
+    if _noticed and not any(map(item.get_closest_marker, LEFT_OUT)):
         pytest.fail(f"{_noticed[0]}, so it needs the marker `process`", pytrace=False)
     return outcome
 

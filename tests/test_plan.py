@@ -1,11 +1,16 @@
 """Cells, comparability keys, settings."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from leantune.errors import BadInput
 from leantune.spec.cells import resolve_cell
 from leantune.spec.config import expand, load_config
 from leantune.spec.settings import parse_settings
+
+CONFIGS = Path(__file__).parents[1] / "config"
 
 
 def resolve(method="full", **overrides):
@@ -91,3 +96,10 @@ def test_a_block_may_ask_how_flat_the_minimum_is():
     assert cell.command()[-4:-2] == ["--flatness", "20"]
     plain = resolve_cell("minilm-l6", "sentiment", "safe", device="cpu")
     assert (cell.hashes, cell.key, cell.record_path) == (plain.hashes, plain.key, plain.record_path)
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in CONFIGS.glob("*.yaml")))
+def test_what_the_workflow_keeps_of_a_config_is_that_config(name):
+    """The steps of a run read the file that its start wrote, with every default in it."""
+    config = load_config(CONFIGS / name)
+    assert load_config(json.loads(json.dumps(config.resolved()))) == config

@@ -341,7 +341,7 @@ class FootprintBlock(YamlFields):
     batches: Sizes
     lengths: Sizes
     dtype: Dtype
-    largest_batch: Names = []
+    largest_batch: list[str] = []
 
 
 class CalibrationBlock(YamlFields):
