@@ -83,17 +83,16 @@ def replay(chosen: list[Run], published: Published) -> None:
             )
         except Unsupported as error:
             reason = str(error)
-        except (
-            Exception
-        ) as error:  # a method's own set-up or step; the run counts as failed, with what it said
+        except Exception as error:
+            # a method's own set-up or step: the run counts as failed, with what it said
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         columns["ours"].setdefault(run.experiment, None)
         others = peers.estimates(run, published.architecture, trainable, published.gpu)
         for name, size in others.items():
             columns[name][run.experiment] = size
         ours = columns["ours"][run.experiment]
-        measured = f"{run.measured / MIB:9.0f} {_cell(ours, 9)} "
-        line = f"[{number:>2}/{len(chosen)}] {run.experiment:<{width}} {measured}"
+        sizes = f"{run.measured / MIB:9.0f} {_cell(ours, 9)} "
+        line = f"[{number:>2}/{len(chosen)}] {run.experiment:<{width}} {sizes}"
         line += f"{'failed':>7}" if ours is None else f"{scores.error(ours, run.measured):7.2%}"
         line += "".join(f" {_cell(size, 12)}" for size in others.values())
         print(
