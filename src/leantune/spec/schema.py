@@ -268,6 +268,35 @@ class ArchitectureBlock(YamlFields):
     model_type: str
 
 
+# An address, of a file with its commit where there is one, or a class: transformers 5.23.0 T5Config
+Source = Annotated[str, Field(pattern=r"^(https://\S+|transformers [\d.]+ \w+Config)$")]
+
+
+class CountBlock(YamlFields):
+    """How many parameters a model has by a source that is not its `config`: a number, or one that
+    is rounded, as it is written there (`7.6B`)."""
+
+    says: Count | Annotated[str, Field(pattern=r"^\d+(\.\d+)?[MB]$")]
+    source: Source
+    also: list[Literal["output_embedding", "pooler", "rotary_frequencies"]] = []  # counted there
+    without: list[Literal["embeddings", "position_offsets"]] = []  # counted here alone
+
+
+class FactsBlock(YamlFields):
+    """Where a model's facts were found: its configuration, and the number of its parameters a
+    second time. What `architecture` does not say is the default of transformers' class."""
+
+    config: Source
+    count: CountBlock | None = None
+    one_source: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _second_source(self) -> FactsBlock:
+        if (self.count is None) != (self.one_source is True):
+            raise wrong(": needs 'count', or 'one_source: true' where there is no second source")
+        return self
+
+
 class ModelFile(YamlFields):
     """A file of `models/`."""
 
@@ -279,6 +308,7 @@ class ModelFile(YamlFields):
     traits: list[Literal["dequantized", "from_scratch"]] = []
     trust_remote_code: bool = False
     parameters: Count
+    facts: FactsBlock | None = None
     architecture: ArchitectureBlock
 
 
