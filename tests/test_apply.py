@@ -294,7 +294,8 @@ def test_words_that_are_wrong_are_refused() -> None:
     with pytest.raises(BadInput, match="1 or more"):
         leantune.apply(small_model(), "lora", steps=0)
     with pytest.raises(
-        Unsupported, match="supports tasks causal_lm, masked_lm, generation; this is classification"
+        Unsupported,
+        match="supports tasks causal_lm, masked_lm, generation, seq2seq_lm; this is classification",
     ):
         leantune.apply(small_model(), "zero_shot")
     with pytest.raises(Unsupported, match="BertModel is made for no kind of task"):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Kinds without a head of their own; scored over all tokens.
-LANGUAGE_MODELS = ("causal_lm", "masked_lm", "generation")
+LANGUAGE_MODELS = ("causal_lm", "masked_lm", "generation", "seq2seq_lm")
 Batch = dict[str, Tensor]
 Groups = list[dict[str, Any]]
 
@@ -42,7 +42,7 @@ class Data:
     name what else their examples have.
     """
 
-    kind: str  # classification | regression | causal_lm | masked_lm | span | generation
+    kind: str  # a word of leantune.spec.kinds
     train: Dataset
     validation: Dataset
     test: Dataset

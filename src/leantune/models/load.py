@@ -26,6 +26,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -46,6 +47,7 @@ _CLASSES: dict[str, Any] = {
     "masked_lm": AutoModelForMaskedLM,
     "span": AutoModelForQuestionAnswering,
     "generation": AutoModelForCausalLM,
+    "seq2seq_lm": AutoModelForSeq2SeqLM,
 }
 _MASKED_TOKENS = {
     "pad_token": "[PAD]",

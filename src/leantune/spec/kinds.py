@@ -2,5 +2,7 @@
 
 from typing import Literal, get_args
 
-Kind = Literal["classification", "regression", "causal_lm", "masked_lm", "span", "generation"]
+Kind = Literal[
+    "classification", "regression", "causal_lm", "masked_lm", "span", "generation", "seq2seq_lm"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)

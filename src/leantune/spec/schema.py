@@ -251,9 +251,11 @@ class TaskFile(YamlFields):
         }.get(self.kind)
         if self.dataset and needed and getattr(self.dataset, needed) is None:
             raise wrong(f" is missing, which {self.kind} needs", "dataset", needed)
-        if (self.kind == "generation") != (self.training.max_new_tokens is not None):
+        writes = self.kind in ("generation", "seq2seq_lm")
+        if writes != (self.training.max_new_tokens is not None):
             raise wrong(
-                " is for the kind 'generation', which needs it", "training", "max_new_tokens"
+                " is for the kinds 'generation' and 'seq2seq_lm', which need it",
+                *("training", "max_new_tokens"),
             )
         return self
 
@@ -367,7 +369,7 @@ class FootprintBlock(YamlFields):
 
     models: Names
     methods: Names
-    kind: Literal["classification", "causal_lm", "masked_lm", "span"]
+    kind: Literal["classification", "causal_lm", "masked_lm", "span", "seq2seq_lm"]
     batches: Sizes
     lengths: Sizes
     dtype: Dtype

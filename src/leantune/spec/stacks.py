@@ -83,8 +83,9 @@ def _part(word: str, kind: str, overrides: Mapping[str, Any]) -> Part:
     if point and point not in points:
         known = ", ".join(points) or "none"
         raise BadInput(f"method '{name}' has no point '{point}'; its points: {known}")
-    # generation is the same training, with a loss on fewer tokens
-    like = "causal_lm" if kind == "generation" and kind not in kinds else kind
+    # both are the training of a causal language model, with a loss on fewer tokens
+    alike = kind in ("generation", "seq2seq_lm") and kind not in kinds
+    like = "causal_lm" if alike else kind
     defaults = {**plugin.spec.params, **kinds.get(like, {})}
     words = [(*key.partition("."), value) for key, value in overrides.items()]
     own = {param: value for method, _, param, value in words if method == name}
