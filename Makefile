@@ -5,6 +5,7 @@
 # make oracle-test  tests against references that need older libraries, in an environment of their own
 # make test-oldest  predictions and the meter on the oldest torch and transformers that pyproject.toml allows
 # make faults    put faults in on purpose and count what survives (ARGS="-n 2" on two cores)
+# make matrix    every method on tiny models of 40 architectures, and docs/matrix.md of them; goes on where it ended
 # make smoke     tiny cells of every kind through the whole DAG
 # make slurm-test  the smoke grid on a real Slurm of one node; installs it where root and apt are there
 # make gpu-test  what only a GPU can tell: predicted against measured peaks, clocks; records in runs/gpu
@@ -31,7 +32,7 @@ APT := flock $${TMPDIR:-/tmp}/leantune-apt.lock apt-get
 # from the other.
 PYTEST := -m pytest -n 2 --dist worksteal
 
-.PHONY: setup bench fast test coverage test-slow oracle-test test-oldest report-test slurm-test gpu-test faults fuzz audit \
+.PHONY: setup bench fast test coverage test-slow oracle-test test-oldest report-test slurm-test gpu-test faults fuzz audit matrix \
   smoke lint docs publish benchmarks
 .DELETE_ON_ERROR:
 
@@ -75,6 +76,9 @@ report-test: $(READY)
 
 faults: $(READY)
 	$(BIN)/python -m tests.run_faults $(ARGS)
+
+matrix: $(READY)
+	$(BIN)/python -m tests.matrix --publish $(ARGS)
 
 slurm-test: $(READY)
 	@if [ "$$(id -u)" != 0 ]; then echo "slurm-test was not run: it needs root"; exit 0; \

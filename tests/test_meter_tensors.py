@@ -19,6 +19,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
 )
 
 from leantune.files.record import BYTE_KINDS
@@ -62,10 +64,25 @@ def llama() -> nn.Module:
     )
 
 
+def mixtral() -> nn.Module:
+    """Its experts are one product of stacked weights."""
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=500,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=4,
+            use_cache=False,
+        )
+    )
+
+
 def lora(model: nn.Module) -> nn.Module:
-    targets = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}[
-        model.config.model_type
-    ]
+    names = {"bert": ["query", "value"], "gpt2": ["c_attn"]}
+    targets = names.get(model.config.model_type, ["q_proj", "v_proj"])
     # any model will do
     return get_peft_model(model, LoraConfig(r=4, target_modules=targets, lora_dropout=0.1))  # type: ignore[arg-type]
 
@@ -144,7 +161,7 @@ def test_peak_is_the_allocators(
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "loop"])
 @pytest.mark.parametrize("method", [lambda m: m, lora], ids=["full", "lora"])
-@pytest.mark.parametrize("make", [bert, gpt2, llama])
+@pytest.mark.parametrize("make", [bert, gpt2, llama, mixtral])
 def test_fake_equals_real(make: Callable[[], nn.Module], method: Callable, fused: bool) -> None:
     model = method(make())
     with QuickFakeMode():

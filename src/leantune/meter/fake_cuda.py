@@ -124,6 +124,8 @@ class QuickFakeMode(FakeTensorMode):
         return False  # nothing is compiled here
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten._grouped_mm.default:
+            return _grouped_mm(*args, **(kwargs or {}))
         with contextlib.suppress(fake_tensor._BypassDispatchCache):
             known = FakeTensorMode.cache.get(self._cache_key(None, func, args, kwargs or {}))
             if isinstance(known, fake_tensor._DispatchCacheValidEntry):
@@ -296,6 +298,13 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     if inplace or p == 1:
         return (aten.dropout_ if inplace else aten.dropout)(input, p, training)
     return torch.native_dropout(input, p, True)[0]
+
+
+def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor, **_: Any) -> Tensor:
+    """One product for each expert of a layer, of rows (2-d by 3-d) or for the weights' gradient
+    (2-d by 2-d). Torch's fake kernel takes bfloat16 only, the real ones float32 too."""
+    groups = [offs.size(0)] if b.dim() == 2 else []
+    return a.new_empty([*groups, a.size(0), b.size(-1)])
 
 
 _torch_rand = torch.rand
