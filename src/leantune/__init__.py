@@ -59,7 +59,7 @@ def load_data(
 
     wanted = {f"task.{name}": size for name, size in (splits or {}).items()}
     wanted |= {} if length is None else {"task.length": length}
-    model, task = (one if isinstance(one, str) else one.name for one in (model, task))
+    model, task = (one if isinstance(one, str) else one.word for one in (model, task))
     cell = resolve_cell(model, task, "full", device="cpu", overrides=wanted)
     most = cell.training.get("max_new_tokens")
     tokenizer = load_tokenizer({**cell.model.raw, "folder": cell.model.folder})

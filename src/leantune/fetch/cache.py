@@ -2,6 +2,7 @@
 `~/.cache/leantune`): an entry per content hash, populated under a lock in a temporary folder,
 checked when it is used, and made again when a file in it was damaged."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,9 +15,11 @@ from typing import Any
 from filelock import FileLock
 
 from leantune.errors import BadInput
+from leantune.files.record import write_json
 
 logger = logging.getLogger(__name__)
 
+Files = dict[str, dict[str, Any]]  # name to `size` in bytes and `sha256`
 Digests = dict[str, tuple[int, int, str]]  # by name: bytes, time of the last change in ns, sha256
 
 
@@ -64,6 +67,23 @@ def digests(folder: Path, names: Iterable[str], known: Mapping[str, Any]) -> Dig
             digest = file_sha256(folder / name)
         found[name] = stat.st_size, stat.st_mtime_ns, digest
     return found
+
+
+def kept_digests(folder: Path, names: Iterable[str]) -> Files:
+    """Size and sha256 of each file. Bytes are read again only where size or modification time
+    changed."""
+    file = cache_folder() / "digests" / f"{short_hash(folder)}.json"
+    known = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(file.read_text())
+    found = digests(folder, names, known)
+    if any(list(now) != known.get(name) for name, now in found.items()):
+        write_json(file, {**known, **{name: list(now) for name, now in found.items()}})
+    return {name: {"size": size, "sha256": digest} for name, (size, _, digest) in found.items()}
+
+
+def short_hash(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:32]
 
 
 def _populate(folder: Path, build: Callable[[Path], None], damage: str) -> None:

@@ -6,9 +6,6 @@ every file. Later runs read that commit, and refuse a file that has other bytes,
 or from a mirror (`LEANTUNE_MIRROR`).
 """
 
-import contextlib
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from leantune.errors import BadInput
-from leantune.fetch.cache import cache_folder, digests
+from leantune.fetch.cache import Files, cache_folder, kept_digests, short_hash
 from leantune.files.parse import check, read_json
 from leantune.files.record import write_json
 
@@ -36,8 +33,6 @@ _OTHER_FRAMEWORKS = [
 ]
 _PICKLES = "*.bin"  # left out where the same weights are there as safetensors
 
-Files = dict[str, dict[str, Any]]  # name to `size` in bytes and `sha256`
-
 
 def fetch_repository(source: Mapping[str, Any]) -> Path:
     """The folder that holds the files of a source `hub: org/name`, checked against `sources.lock`.
@@ -49,6 +44,29 @@ def fetch_repository(source: Mapping[str, Any]) -> Path:
     Raises BadInput where it does not exist, is gated, cannot be reached, or has other files than
     those locked.
     """
+    folder, _, found = _locked(source)
+    if not found:
+        raise BadInput(
+            f"hub {source['hub']} has no file that matches {source.get('files', '*')}; "
+            "correct `files:`"
+        )
+    return folder
+
+
+def fetch_config(source: Mapping[str, Any]) -> tuple[Path, str | None]:
+    """The `config.json` of a model's repository, and the commit that it is of; None where a mirror
+    was read that does not say it. Raises what `fetch_repository` raises."""
+    folder, commit, found = _locked({**source, "files": ["config.json"]})
+    if not found:
+        raise BadInput(
+            f"hub {source['hub']} has no config.json, or it was not fetched while there was a "
+            "network"
+        )
+    return folder / "config.json", commit
+
+
+def _locked(source: Mapping[str, Any]) -> tuple[Path, str | None, Files]:
+    """A repository's folder, its commit, and the files in it that are used, as they are locked."""
     name = str(source["hub"])
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?", name):
         raise BadInput(f"hub '{name}' must be written org/name")
@@ -59,21 +77,20 @@ def fetch_repository(source: Mapping[str, Any]) -> Path:
             source, _read_lock().get(key, {}).get("revision") or source.get("revision")
         )
         revision = folder.name
-    found = _digests(folder, _used(folder, source))
+    found = kept_digests(folder, _used(folder, source))
     if not found:
-        raise BadInput(
-            f"hub {name} has no file that matches {source.get('files', '*')}; correct `files:`"
-        )
-    with FileLock(cache_folder() / f"sources-{_short_hash(lock_file())}.lock"):
+        return folder, revision, found
+    with FileLock(cache_folder() / f"sources-{short_hash(lock_file())}.lock"):
         locked = _read_lock()
         known = locked.get(key, {"revision": None, "files": {}})
         if None in (revision, known["revision"]) or revision == known["revision"]:
             _check(source, known["files"], found)
-            now = {"revision": revision or known["revision"], "files": {**known["files"], **found}}
+            commit: str | None = revision or known["revision"]
+            now = {"revision": commit, "files": {**known["files"], **found}}
             if now != known:
                 write_json(lock_file(), {**locked, key: now})
-            return folder
-    return fetch_repository(source)  # meanwhile another process has locked another commit
+            return folder, commit, found
+    return _locked(source)  # meanwhile another process has locked another commit
 
 
 def lock_file() -> Path:
@@ -179,23 +196,6 @@ def _matching(names: Iterable[str], allowed: Any, ignored: list[str] | None = No
     from huggingface_hub.utils import filter_repo_objects
 
     return list(filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=ignored))
-
-
-def _short_hash(path: Path) -> str:
-    return hashlib.sha256(str(path).encode()).hexdigest()[:32]
-
-
-def _digests(folder: Path, names: list[str]) -> Files:
-    """Size and sha256 of each file. Bytes are read again only where size or modification time
-    changed."""
-    file = cache_folder() / "digests" / f"{_short_hash(folder)}.json"
-    known = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(file.read_text())
-    found = digests(folder, names, known)
-    if any(list(found[name]) != known.get(name) for name in names):
-        write_json(file, {**known, **found})
-    return {name: {"size": size, "sha256": digest} for name, (size, _, digest) in found.items()}
 
 
 def _check(source: Mapping[str, Any], locked: Files, found: Files) -> None:

@@ -55,6 +55,11 @@ _MASKED_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+# types whose positions are counted from the padding token's number
+_OFFSET_BY_PADDING = {
+    *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "xmod"),
+    *("data2vec-text", "ibert", "longformer", "luke", "mpnet"),
+}
 _DECODER_TOKENS = dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
 # in the environment: the models whose code may run, as the command named them
 TRUSTED = "LEANTUNE_TRUST_REMOTE_CODE"
@@ -92,6 +97,7 @@ def load_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0, seed: in
             return _finished(_CLASSES[kind].from_config(config, dtype=torch.float32), kind)
         folder, given = _folder(spec), _files(spec)
         config = _for_task(AutoConfig.from_pretrained(folder, **given), kind, num_labels)
+        _check_weights(spec, folder, config)
         made = _CLASSES[kind].from_pretrained(folder, config=config, dtype=torch.float32, **given)
     return _finished(made, kind)
 
@@ -115,6 +121,20 @@ def empty_model(
     return _finished(model, kind)
 
 
+def _check_weights(spec: Mapping[str, Any], folder: Path, config: PretrainedConfig) -> None:
+    """Raises BadInput for a folder that a model cannot be trained from."""
+    said = f"model '{spec['name']}': {folder} "
+    if not any(file for name in ("*.safetensors", "*.bin") for file in folder.glob(name)):
+        raise BadInput(f"{said}holds no weights (*.safetensors); only its memory can be predicted")
+    if method := (getattr(config, "quantization_config", None) or {}).get("quant_method"):
+        raise BadInput(f"{said}holds quantized weights ({method}); take those that are not")
+    if config.model_type != spec["architecture"].get("model_type", config.model_type):
+        raise BadInput(
+            f"{said}holds more than a model of texts ({config.model_type}); only the memory of its "
+            "language model can be predicted"
+        )
+
+
 def _finished(model: Any, kind: str) -> nn.Module:
     if kind in ("causal_lm", "generation"):
         # transformers finds it by the name of the class, and GPT-2's does not say it
@@ -135,11 +155,14 @@ def _config(spec: Mapping[str, Any], kind: str, num_labels: int) -> PretrainedCo
 
 
 def positions(spec: Mapping[str, Any]) -> int | None:
-    """The longest sequence of a model, or None where it has no limit. RoBERTa's first positions
-    stand for padding."""
+    """The longest sequence of a model, or None where it has no limit: relative positions have
+    none. RoBERTa's first positions stand for padding."""
     config = _config(spec, spec["kinds"][0], 2)
-    longest: int | None = getattr(config, "max_position_embeddings", None)
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    relative = hasattr(config, "relative_attention_num_buckets")
+    names = ("max_position_embeddings", *(() if relative else ("n_positions", "max_seq_len")))
+    told = (getattr(config, name, None) for name in names)
+    longest: int | None = next((n for n in told if isinstance(n, int) and n > 0), None)
+    offset = config.pad_token_id + 1 if config.model_type in _OFFSET_BY_PADDING else 0
     return None if longest is None else longest - offset
 
 

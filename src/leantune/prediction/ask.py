@@ -113,7 +113,7 @@ class Ask:
         specs = [part.plugin.spec for part in self.parts]
         supports = [[spec.supports and spec.supports.given(), spec.disabled] for spec in specs]
         facts = [
-            [self.model, model_hash(self.plugin), self.plugin.spec.kinds],
+            [self.plugin.name, model_hash(self.plugin), self.plugin.spec.kinds],
             [stack_hash(self.parts), supports],
             [self.kind, self.head == "pretraining", self.two_texts, self.precision],
             [self.resolved.get(name) for name in SHAPE],
@@ -138,7 +138,7 @@ def answer(ask: Ask, cache: Path | None = None) -> Row:
     depend on the memory that is free here.
     """
     try:
-        file = cache and cache / ask.model / stack_name(ask.parts) / f"{ask.hash}.json"
+        file = cache and cache / ask.plugin.name / stack_name(ask.parts) / f"{ask.hash}.json"
         if file and (kept := _kept(file)):
             return kept
         from leantune.prediction import one  # here, since it imports torch
@@ -148,7 +148,7 @@ def answer(ask: Ask, cache: Path | None = None) -> Row:
             row["largest_batches"] = one.largest_batches(ask)
     except (BadInput, Unsupported) as error:
         shape = {"batch": ask.batch, "seq": ask.length, "dtype": ask.dtype or "fp32"}
-        row = {"model": ask.model, "method": ask.method, **shape}
+        row = {"model": ask.plugin.name, "method": ask.method, **shape}
         return {**row, "status": "unsupported", "reason": str(error)}
     if file:
         write_json(file, row)

@@ -150,7 +150,7 @@ def _ask(cell: Cell) -> Ask:
     repeats = min(2, cell.training["accumulate"])
     shape = {"batch": _micro_batch(cell) * repeats, "accumulate": repeats}
     return Ask(
-        cell.model.name,
+        cell.model.word,
         "+".join(part.plugin.name for part in cell.parts),
         task=cell.task.name,
         settings=settings,

@@ -23,6 +23,7 @@ from leantune.models.load import empty_model, enable_checkpointing, parameter_co
 from leantune.prediction import cards
 from leantune.prediction.ask import Ask, Row
 from leantune.prediction.metered_step import STEPS, Probe, takes_token_types
+from leantune.spec import models
 from leantune.spec.stacks import stack_name, unsupported_reason
 from leantune.training.loop import Schedule
 from leantune.training.stack import Stack
@@ -116,7 +117,7 @@ def predict(ask: Ask) -> Row:
         _check_room(ask, str(error))
         model, entry = _probed(ask, probe, "cpu")
     return {
-        "model": ask.model,
+        "model": ask.plugin.name,
         "method": stack_name(ask.parts),
         "point": "+".join(p.point for p in ask.parts if p.point) or None,
         "batch": shape[0],
@@ -168,7 +169,7 @@ def _probed(ask: Ask, probe: Probe, device: str) -> tuple[nn.Module, dict[str, A
 def _check_room(ask: Ask, reason: str) -> None:
     """Raises Unsupported where a step on real values, in place of one without, would not fit on
     this machine."""
-    need, free = REAL_STEP * 4 * ask.plugin.spec.parameters, psutil.virtual_memory().available
+    need, free = REAL_STEP * 4 * models.parameters(ask.plugin), psutil.virtual_memory().available
     if need > free:
         raise Unsupported(
             f"{reason}; a step on real values needs about {need / 2**30:.0f} GiB for "

@@ -60,7 +60,7 @@ def compare(
             turn[cell.method] = {"step_seconds": seconds, "others_percent": others}
             say(f"round {number} of {rounds}: {cell.method} {seconds:.4f} s a step")
     first = cells[0]
-    words = ["leantune", "compare", "--model", first.model.name, "--task", first.task.name]
+    words = ["leantune", "compare", "--model", first.model.word, "--task", first.task.name]
     words += ["--methods", *methods, "--rounds", str(rounds), "--device", first.device]
     for key, value in settings.items():
         words += ["--set", f"{key}={json.dumps(value)}"]

@@ -21,7 +21,7 @@ from leantune.errors import BadInput
 from leantune.files.parse import check
 from leantune.files.record import Record
 from leantune.machine.gpus import hardware_name, resolve_device
-from leantune.spec import plugins
+from leantune.spec import models, plugins
 from leantune.spec.hashes import model_hash, stack_hash, task_hash
 from leantune.spec.plugins import Plugin
 from leantune.spec.settings import recorded_settings
@@ -74,7 +74,9 @@ class Cell:
         return {
             "method": stack_hash(self.parts),
             "task": task_hash(self.task, settings),
-            "model": "none" if self.model_name == "none" else model_hash(self.model),
+            "model": (
+                "none" if self.model_name == "none" else model_hash(models.pinned(self.model))
+            ),
         }
 
     @functools.cached_property
@@ -99,7 +101,7 @@ class Cell:
     @property
     def settings(self) -> dict[str, Any]:
         """What a record keeps of the cell so that `cell_of_record` makes it again."""
-        return {"model": self.model.name, "set": self.overrides, "flatness": self.flatness}
+        return {"model": self.model.word, "set": self.overrides, "flatness": self.flatness}
 
     @property
     def record_path(self) -> str:
@@ -115,13 +117,13 @@ class Cell:
     def memory_estimate(self) -> int:
         """Bytes of host memory to ask a scheduler for: a coarse upper bound, 16 bytes a parameter
         and 1.5 GiB."""
-        parameters = 0 if self.model_name == "none" else self.model.spec.parameters
+        parameters = 0 if self.model_name == "none" else models.parameters(self.model)
         return int(1.5 * 2**30) + 16 * parameters
 
     def command(self, out: str = "FILE") -> list[str]:
         """The exact words that run this cell again, for people to copy."""
         flags = [
-            ("--model", self.model.name),
+            ("--model", self.model.word),
             ("--task", self.task.name),
             ("--method", self.method),
             ("--seed", self.seed),

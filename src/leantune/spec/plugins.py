@@ -38,10 +38,16 @@ class Plugin(Generic[Spec]):
     file: Path  # the YAML
     spec: Spec
     raw: dict[str, Any]
+    word_of_place: str = ""  # of a model without a file of ours: what names it in a command
 
     @property
     def folder(self) -> Path:
         return self.file.parent
+
+    @property
+    def word(self) -> str:
+        """What names it in a command and a config."""
+        return self.word_of_place or self.name
 
 
 # ------------------------------------------------------------------ where plugins are
@@ -128,9 +134,16 @@ def get(kind: Literal["models"], name: str) -> Plugin[ModelFile]: ...
 @overload
 def get(kind: str, name: str) -> Plugin[Any]: ...
 def get(kind: str, name: str) -> Plugin[Any]:
-    """One plugin by name. Raises BadInput with the known names, or with what is wrong in its
-    YAML."""
+    """One plugin by name, a model also by where it is (see spec/models.py). Raises BadInput with
+    the known names, or with what is wrong in its YAML."""
     known = discover(kind)
-    if name not in known:
-        raise BadInput(f"unknown {kind[:-1]} '{name}'; known: {', '.join(sorted(known))}")
-    return read(kind, known[name])
+    if name in known:
+        return read(kind, known[name])
+    said = f"unknown {kind[:-1]} '{name}'; known: {', '.join(sorted(known))}"
+    if kind == "models":
+        from leantune.spec import models  # here, as it needs this module
+
+        if found := models.find(name):
+            return found
+        said += f"; or give {models.WORDS}"
+    raise BadInput(said)

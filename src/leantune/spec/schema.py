@@ -302,14 +302,14 @@ class FactsBlock(YamlFields):
 class ModelFile(YamlFields):
     """A file of `models/`."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
     summary: Sentence
     family: str
     source: SourceBlock
     kinds: Annotated[list[Kind], Field(min_length=1)]
     traits: list[Literal["dequantized", "from_scratch"]] = []
     trust_remote_code: bool = False
-    parameters: Count
+    parameters: Count | None = None  # counted where it is left out
     facts: FactsBlock | None = None
     architecture: ArchitectureBlock
 

@@ -140,10 +140,11 @@ def _timing(config: ConfigFile, known: Peaks, trials: Collection[str]) -> dict[s
                 )
                 for method in methods
             ]
-            place = ["--model", model, "--task", task]
-            if cells[0].model.spec.trust_remote_code:
+            first = cells[0].model
+            place = ["--model", first.word, "--task", task]
+            if first.spec.trust_remote_code:
                 place += ["--trust-remote-code", model]
-            jobs[f"{model}/{task}"] = _job([*place, *words], cells, known, trials)
+            jobs[f"{first.name}/{task}"] = _job([*place, *words], cells, known, trials)
     return jobs
 
 
