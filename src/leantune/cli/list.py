@@ -13,4 +13,5 @@ def run(arguments: Arguments) -> None:
             spec = plugins.get(kind, name).spec
             what = getattr(spec, {"methods": "slot", "tasks": "kind", "models": "family"}[kind])
             points = "".join(f" @{point}" for point in getattr(spec, "points", ()))
-            print(f"  {name + points:<34} {what:<15} {spec.summary}")
+            terms = f" ({spec.license})" if getattr(spec, "license", None) else ""
+            print(f"  {name + points:<34} {what:<15} {spec.summary}{terms}")

