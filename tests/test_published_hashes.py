@@ -12,6 +12,7 @@ from leantune.errors import BadInput
 from leantune.files.record import read_records
 from leantune.results.load import is_stale
 from leantune.spec import plugins, published_hashes
+from leantune.spec.stacks import plugin_names
 
 ROOT = plugins.checkout()
 HOW_TO = "an issue that changes it later says which and why, "  # what to do about it
@@ -78,9 +79,27 @@ def test_an_installed_leantune_has_no_list(monkeypatch):
         published_hashes.published_hashes()
 
 
-def test_no_published_record_is_stale():
+# Their code has changed since their records were made: they find what they change in the model's
+# module tree, no longer by a table of families. All records are made again at the next publication.
+CHANGED = {"adapter", "adapterdrop", "bitfit", "ia3", "lora", "peft", "qlora", "softlms", "svfit"}
+
+
+def _changed(method):
+    """Whether a stack has one of the changed methods, or one that is based on one."""
+    names = {*plugin_names(method)}
+    for _ in range(3):
+        names |= {base for name in names if (base := plugins.get("methods", name).spec.base)}
+    return bool(names & CHANGED)
+
+
+def test_only_records_of_changed_methods_are_stale():
     folders = (ROOT / "results").rglob("records")
     found = [one for folder in folders for one in read_records(folder)]
-    stale = [path for path, one in found if isinstance(one, BadInput) or is_stale(one)]
     assert len(found) > 300
-    assert not stale, "stale or damaged:\n" + "\n".join(map(str, stale))
+    broken = [path for path, one in found if isinstance(one, BadInput)]
+    stale = [
+        path
+        for path, one in found
+        if not isinstance(one, BadInput) and is_stale(one) and not _changed(one["cell"]["method"])
+    ]
+    assert not broken + stale, "stale or damaged:\n" + "\n".join(map(str, broken + stale))

@@ -12,7 +12,7 @@ from leantune.modules import Adapter
 
 class AdapterDrop(AdapterTuning):
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
-        layers, drop = blocks(model, ctx.family), self.params["drop"]
+        layers, drop = blocks(model), self.params["drop"]
         count = len(layers) // 2 if drop == "half" else drop
         if not isinstance(count, int) or not 0 <= count < len(layers):
             raise BadInput(f"adapterdrop.drop is {drop!r}; give `half` or a number from 0 to {len(layers) - 1}")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from leantune_plugins.peft.method import Peft, paths
+from leantune_plugins.peft.method import Peft
 from torch import nn
 
-from leantune.api import Context
-from leantune.architectures import blocks, family
+from leantune.api import Context, Unsupported
+from leantune.architectures import WHAT, places
 
 
 class IA3(Peft):
     def settings(self, model: nn.Module, ctx: Context) -> dict[str, Any]:
-        where = family(ctx.family)
-        outputs = {id(block.get_submodule(where.ffn_output)) for block in blocks(model, ctx.family)}
-        inner = [name for name, module in model.named_modules() if id(module) in outputs]
-        places = [*paths(model, ctx, where.key_value), *inner]
-        return {**super().settings(model, ctx), "target_modules": places, "feedforward_modules": inner}
+        where = places(model)
+        for name in ("key", "value", "ffn_linears"):
+            if not getattr(where, name):
+                raise Unsupported(f"this model has no {WHAT[name]}; use another method")
+        inner = list(where.ffn_linears)
+        targets = [*where.role("key", "value"), *inner]
+        return {**super().settings(model, ctx), "target_modules": targets, "feedforward_modules": inner}

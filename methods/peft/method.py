@@ -6,13 +6,12 @@ from dataclasses import fields
 from typing import Any
 
 import peft
-from leantune_plugins.lora.method import Lora
+from leantune_plugins.lora.method import Lora, is_transposed, target_paths
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from leantune.api import BadInput, Context, Data, Unsupported, freeze_body
-from leantune.architectures import family, linears
 
 
 class Peft(Lora):
@@ -35,14 +34,11 @@ class Peft(Lora):
 
     def settings(self, model: nn.Module, ctx: Context) -> dict[str, Any]:
         """The fields of the tuner's config class."""
-        where = family(ctx.family)
-        targets = {"query_value": where.query_value, "all": where.linears}
-        if self.params["targets"] not in targets:
-            raise BadInput(f"the setting targets is '{self.params['targets']}'; allowed: {', '.join(targets)}")
+        targets = target_paths(model, self.params["targets"])
         named = {"r": self.params["rank"], "lora_alpha": self.params["alpha"], "lora_dropout": self.params["dropout"]}
         return {
-            "target_modules": paths(model, ctx, targets[self.params["targets"]]),
-            "fan_in_fan_out": ctx.family == "gpt2",  # its Conv1D keeps the weight as (in, out)
+            "target_modules": targets,
+            "fan_in_fan_out": is_transposed(model, targets),
             **{name: value for name, value in named.items() if value is not None},
             **self.params["config"],
         }
@@ -66,9 +62,3 @@ class Peft(Lora):
             return made(**settings)
         except (TypeError, ValueError) as error:
             raise BadInput(f"{name} refuses these settings: {error}") from error
-
-
-def paths(model: nn.Module, ctx: Context, names: tuple[str, ...]) -> list[str]:
-    """Full names of the blocks' linears with these last names: a suffix would also reach the pooler or the head."""
-    found = {id(child) for _, _, child in linears(model, ctx.family, names)}
-    return [name for name, module in model.named_modules() if id(module) in found]

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers.pytorch_utils import Conv1D
 
 from leantune.api import Change, Context, Data, Groups, Method, freeze_body, is_head
-from leantune.architectures import family, linears
+from leantune.architectures import WHAT, places
 from leantune.errors import BadInput, Unsupported
 from leantune.modules import FactoredLinear, factored_ranks
 from leantune.svd import cached_svd, decompose, weight_of
@@ -31,9 +31,10 @@ TOLERANCE = 0.02  # thresholds hover about the budget; this near to it counts as
 
 class SoftLMs(Method):
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
-        names = {module: name for name, module in model.named_modules()}
-        wanted = tuple(name for name in family(ctx.family).linears if name not in self.params["exclude"])
-        maps = {names[linear]: linear for _, _, linear in linears(model, ctx.family, wanted)}
+        paths = [p for p in places(model).linears if p.rpartition(".")[2] not in self.params["exclude"]]
+        if not paths:
+            raise Unsupported(f"this model has no {WHAT['linears']} that are not excluded; use another method")
+        maps = {path: model.get_submodule(path) for path in paths}
         self.conv1d = {name for name, linear in maps.items() if isinstance(linear, Conv1D)}
         self.shapes = {name: tuple(weight_of(linear).shape) for name, linear in maps.items()}
         self.dense = sum(m * n for m, n in self.shapes.values())

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leantune.api import Context, Data, Groups, Method, freeze_body, is_head
-from leantune.architectures import family, linears
-from leantune.errors import BadInput
+from leantune.architectures import WHAT, places
+from leantune.errors import BadInput, Unsupported
 from leantune.svd import SVD, cached_svd, weight_of
 
 
@@ -63,13 +63,16 @@ class SVFitLinear(nn.Module):
 class SVFit(Method):
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
         freeze_body(model)
-        row = family(ctx.family)
-        known = {"query_value": row.query_value, "linears": row.linears}
+        where = places(model)
+        known = {"query_value": where.role("query", "value"), "linears": where.linears}
         if self.params["targets"] not in known:
             raise BadInput(f"svfit.targets is '{self.params['targets']}'; choose query_value or linears")
+        if not known[self.params["targets"]]:
+            missing = WHAT["linears" if self.params["targets"] == "linears" else "query"]
+            raise Unsupported(f"this model has no {missing}; use another method")
         ranks, shares = {}, []
-        names = {module: name for name, module in model.named_modules()}
-        for parent, attribute, linear in linears(model, ctx.family, known[self.params["targets"]]):
+        for name in known[self.params["targets"]]:
+            linear = model.get_submodule(name)
             weight = weight_of(linear)
             if ctx.probe and self._needs_values():
                 raise BadInput(
@@ -78,8 +81,8 @@ class SVFit(Method):
                 )
             svd = cached_svd(weight, None if ctx.probe else ctx.cache)
             rank = self._rank(svd.S)
-            setattr(parent, attribute, SVFitLinear(linear, svd, rank, bool(self.params["residual"])))
-            ranks[names[linear]] = rank
+            model.set_submodule(name, SVFitLinear(linear, svd, rank, bool(self.params["residual"])))
+            ranks[name] = rank
             if not ctx.probe:
                 shares.append(energy_share(svd.S, rank))
         ctx.details["ranks"] = ranks

@@ -142,7 +142,9 @@ def adapter_bottlenecks(model: nn.Module) -> dict[str, int]:
 
 def place_adapters(model: PreTrainedModel, bottlenecks: Mapping[str, int]) -> None:
     """Put a fresh Adapter of the given bottleneck around the module at every path."""
-    width = model.config.hidden_size
+    hidden = model.config.get_text_config().hidden_size
     for path, bottleneck in bottlenecks.items():
-        adapter = Adapter(model.get_submodule(path), width, bottleneck, model.device, model.dtype)
-        model.set_submodule(path, adapter)
+        base = model.get_submodule(path)
+        # MobileBERT's blocks are narrower than its hidden states; a dropout has no width of its own
+        width = weight_of(base).shape[0] if hasattr(base, "weight") else hidden
+        model.set_submodule(path, Adapter(base, width, bottleneck, model.device, model.dtype))

@@ -99,10 +99,25 @@ class PaperBlock(YamlFields):
     url: str | None = None
 
 
+# what a method may need of a model: the words of `leantune.architectures.WHAT`
+Need = Literal[
+    "linears",
+    "plain_linears",
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "ffn_output",
+    "ffn_linears",
+    "biases",
+]
+
+
 class SupportsBlock(YamlFields):
     """What a method works with; where a key is absent, with everything."""
 
     families: list[str] | None = None
+    needs: list[Need] | None = None
     tasks: list[Kind] | None = None
     devices: list[Literal["cpu", "cuda"]] | None = None
 
@@ -323,6 +338,7 @@ class ModelFile(YamlFields):
     traits: list[Literal["dequantized", "from_scratch"]] = []
     trust_remote_code: bool = False
     parameters: Count | None = None  # counted where it is left out
+    has: list[Need] | None = None  # None: not known before the model is built
     facts: FactsBlock | None = None
     license: Sentence | None = None  # the terms of use, where they ask to be named
     architecture: ArchitectureBlock

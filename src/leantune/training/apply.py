@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, get_scheduler
 from transformers.models.auto import modeling_auto
 
+from leantune import architectures
 from leantune.api import BadInput, Batch, Context, Data, Unsupported, mark_head
 from leantune.data.collate import Collate
 from leantune.errors import naming_extras
@@ -298,8 +299,10 @@ def _stack(
         raise BadInput(
             f"'{name}' is a control without a model; leantune.apply takes methods that train one"
         )
-    facts = ModelFile.model_construct(family=model.config.model_type, kinds=[kind])
-    plugin = Plugin("models", "", Path(), facts, {})
+    facts = ModelFile.model_construct(
+        family=model.config.model_type, kinds=[kind], has=architectures.has(model)
+    )
+    plugin = Plugin("models", f"this {type(model).__name__}", Path(), facts, {})
     if reason := unsupported_reason(parts, plugin, kind, model.device.type):
         raise Unsupported(reason)
     stack = Stack(parts)
