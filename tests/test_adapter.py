@@ -13,10 +13,16 @@ from small import (
     small_context,
     small_data,
     small_model,
+    stack,
     trainable,
 )
 from torch import nn
-from transformers import RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from leantune.api import BadInput, Unsupported, mark_head
 from leantune.architectures import blocks
@@ -139,8 +145,10 @@ def test_settings_are_checked(tmp_path: Path, setting: str, value: float) -> Non
 
 
 def test_a_model_without_attention_is_unsupported(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="mamba"):
-        method("adapter").attach(small_model("bert"), None, small_context(tmp_path, "mamba"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 64}
+    model = MambaForCausalLM(MambaConfig(**sizes))
+    with pytest.raises(Unsupported, match=r"needs attention .* MambaForCausalLM has none"):
+        stack("adapter", "causal_lm").attach(model, None, small_context(tmp_path, "mamba"))
 
 
 def kept_for_backward(model: nn.Module, batch: int, length: int) -> int:

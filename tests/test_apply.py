@@ -3,6 +3,7 @@ harness's own loop."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -302,13 +303,12 @@ def test_words_that_are_wrong_are_refused() -> None:
         leantune.apply(small_model().base_model, "lora")
 
 
-def test_a_family_that_is_not_described_takes_what_needs_no_description() -> None:
+def test_a_family_without_a_row_takes_methods_too() -> None:
     config = transformers.ElectraConfig(**ARCHITECTURES["bert"], embedding_size=16)
     model = transformers.ElectraForSequenceClassification(config)
-    with pytest.raises(
-        Unsupported, match=r"family 'electra' is not described; known: bert, .*mamba"
-    ):
-        leantune.apply(model, "lora")
+    adapted = leantune.apply(copy.deepcopy(model), "lora").model
+    found = {name for name, _ in adapted.named_modules() if name.endswith("lora_A")}
+    assert {name.split(".")[-2] for name in found} == {"query", "value"}
     handle = leantune.apply(model, "came")
     assert type(handle.optimizer()).__name__ == "CAME"
     assert handle.optimizer() is handle.optimizer()

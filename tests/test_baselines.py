@@ -161,8 +161,8 @@ def test_bitfit_trains_biases_and_the_head_only(tmp_path: Path) -> None:
 
 
 def test_bitfit_needs_biases(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="'llama' has none"):
-        method("bitfit").attach(
+    with pytest.raises(Unsupported, match="needs biases in its blocks, and this Llama"):
+        stack("bitfit", "causal_lm").attach(
             small_model("llama", "causal_lm"), None, small_context(tmp_path, "llama", "causal_lm")
         )
 

@@ -24,7 +24,7 @@ PAIRS = [
     for name in NAMES
     for family in FAMILIES
     if (supports := plugins.get("methods", name).spec.supports) is None
-    or family in (supports.families or FAMILIES)
+    or (family, supports.needs) != ("gpt2", ["plain_linears"])
 ]
 DECOMPOSED = ("pissa", "olora")  # the base weights change when the factors are taken out of them
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from leantune.api import BadInput, Context, Data, Method, Unsupported, freeze_body
-from leantune.architectures import WHAT, places
+from leantune.api import BadInput, Context, Data, Method, freeze_body
+from leantune.architectures import places
 from leantune.modules import place_adapters
 
 
@@ -16,9 +16,6 @@ class AdapterTuning(Method):
             raise BadInput(f"adapter.per_layer is {self.params['per_layer']}; allowed: 1 (feed-forward only), 2")
         if not isinstance(self.params["bottleneck"], int) or self.params["bottleneck"] < 1:
             raise BadInput(f"adapter.bottleneck is {self.params['bottleneck']}; it must be a whole number above 0")
-        for name in ("attention_output", "ffn_output"):
-            if not getattr(where, name):
-                raise Unsupported(f"this model has no {WHAT[name]}; use another method")
         # As in the paper's code: output map, dropout, adapter, then the residual addition and LayerNorm.
         owned = {*where.ffn_output, *(where.attention_output if self.params["per_layer"] == 2 else ())}
         freeze_body(model)  # LayerNorms too: a trained one keeps the whole graph below it alive

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from leantune.api import Context, Data, Method, Unsupported, freeze_body
-from leantune.architectures import WHAT, biases
+from leantune.api import Context, Data, Method, freeze_body
+from leantune.architectures import biases
 
 
 class BitFit(Method):
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
         found = biases(model)
-        if not found:
-            raise Unsupported(f"'bitfit' trains biases, and this model has no {WHAT['biases']}; use lora or adapter")
         freeze_body(model)
         for bias in found:
             bias.requires_grad_(True)

@@ -7,16 +7,13 @@ from typing import Any
 from leantune_plugins.peft.method import Peft
 from torch import nn
 
-from leantune.api import Context, Unsupported
-from leantune.architectures import WHAT, places
+from leantune.api import Context
+from leantune.architectures import places
 
 
 class IA3(Peft):
     def settings(self, model: nn.Module, ctx: Context) -> dict[str, Any]:
         where = places(model)
-        for name in ("key", "value", "ffn_linears"):
-            if not getattr(where, name):
-                raise Unsupported(f"this model has no {WHAT[name]}; use another method")
         inner = list(where.ffn_linears)
         targets = [*where.role("key", "value"), *inner]
         return {**super().settings(model, ctx), "target_modules": targets, "feedforward_modules": inner}

@@ -8,8 +8,8 @@ from leantune_plugins.qlora.nf4 import NF4Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from leantune.api import BadInput, Context, Data, Unsupported
-from leantune.architectures import WHAT, has, places
+from leantune.api import BadInput, Context, Data
+from leantune.architectures import places
 
 COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -18,8 +18,6 @@ class QLora(Peft):
     def attach(self, model: nn.Module, data: Data | None, ctx: Context) -> tuple[nn.Module, Data | None]:
         if self.params["compute"] not in COMPUTE:
             raise BadInput(f"qlora.compute is '{self.params['compute']}'; allowed: {', '.join(COMPUTE)}")
-        if "plain_linears" not in has(model):
-            raise Unsupported(f"this model has no {WHAT['plain_linears']}, which qlora quantises; use another method")
         for path in places(model).linears:
             model.set_submodule(path, NF4Linear(model.get_submodule(path), COMPUTE[self.params["compute"]]))
         return super().attach(model, data, ctx)

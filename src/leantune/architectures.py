@@ -201,7 +201,9 @@ def _of_row(block: nn.Module, row: Family) -> Parts:
     """The parts of a block as its family's row has them."""
 
     def named(names: tuple[str, ...]) -> list[nn.Module]:
-        return [child for _, name, child in _children(block) if name in names and _has_matrix(child)]
+        return [
+            child for _, name, child in _children(block) if name in names and _has_matrix(child)
+        ]
 
     def at(path: str) -> list[nn.Module]:
         return [block.get_submodule(path)] if path else []

@@ -128,7 +128,11 @@ def unsupported_reason(
                 )
         needs = (spec.supports and spec.supports.needs) or []
         # a model that does not say what it has is looked at when the method is attached
-        missing = [need for need in needs if model.spec.has is not None and need not in model.spec.has]
+        missing = [
+            need for need in needs if model.spec.has is not None and need not in model.spec.has
+        ]
         if missing and part.slot != "control":
-            return f"method '{part.plugin.name}' needs {missing[0]}, which {model.name} does not have"
+            return (
+                f"method '{part.plugin.name}' needs {missing[0]}, which {model.name} does not have"
+            )
     return None

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from leantune.api import Change, Context, Data, Groups, Method
-from leantune.errors import BadInput, naming_extras
+from leantune.architectures import WHAT, has
+from leantune.errors import BadInput, Unsupported, naming_extras
 from leantune.spec.plugins import get, roots
 from leantune.spec.stacks import Part
 
@@ -59,8 +60,16 @@ class Stack:
         """Vocabulary first, then adaptation; the optimizer slot has nothing to attach to.
 
         While memory is predicted only the vocabulary slot is given data, which say how many rows it
-        keeps.
+        keeps. Raises Unsupported naming what a plugin needs and the model does not have.
         """
+        for part in self.parts:
+            needs = (part.plugin.spec.supports and part.plugin.spec.supports.needs) or []
+            missing = [need for need in needs if need not in has(model)] if needs else []
+            if missing:
+                raise Unsupported(
+                    f"'{part.plugin.name}' needs {WHAT[missing[0]]}, and this "
+                    f"{type(model).__name__} has none; use another method"
+                )
         for slot in ("vocabulary", "adaptation"):
             if slot in self.methods:
                 given = data if slot == "vocabulary" or not ctx.probe else None
