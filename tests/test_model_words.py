@@ -1,6 +1,7 @@
 """What names a model without a file in models/: a hub id, a folder, a config.json."""
 
 import json
+import re
 import threading
 
 import pytest
@@ -13,6 +14,7 @@ from leantune.errors import BadInput
 from leantune.models.load import positions
 from leantune.spec import models, plugins
 from leantune.spec.cells import resolve_cell
+from leantune.spec.stacks import parse_stack, unsupported_reason
 
 TINY = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 QWEN = {**TINY, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32}
@@ -116,11 +118,13 @@ def test_a_revision_is_part_of_the_source_only(server):
     assert old.word == f"org/name@{first}"
 
 
-def test_without_a_network_what_was_fetched_serves(server, monkeypatch):
+def test_without_a_network_what_was_fetched_serves(server, monkeypatch, tmp_path):
     commit = server.push({"config.json": config_of(Qwen3Config(**QWEN))})
     plugins.get("models", "org/name")
     ask(monkeypatch, "http://127.0.0.1:9")
-    monkeypatch.setenv("LEANTUNE_SOURCES_LOCK", "elsewhere.lock")  # the user's own cache is left
+    monkeypatch.setenv(
+        "LEANTUNE_SOURCES_LOCK", str(tmp_path / "other.lock")
+    )  # the user's own cache is left
     models._of_hub.cache_clear()
     assert plugins.get("models", "org/name").word == f"org/name@{commit}"
 
@@ -168,6 +172,18 @@ def test_tasks_and_lengths_follow_from_the_configuration(written, made, kinds, l
 def test_of_a_model_with_images_the_language_model_counts(written):
     outer = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "vocab_size": 64}}
     assert plugins.get("models", str(written(json.dumps(outer)))).spec.family == "gemma3_text"
+
+
+def test_what_it_has_is_worked_out_once_and_refuses_a_run_before_anything_is_built(written):
+    """In a process of its own, kept by the configuration."""
+    found = plugins.get("models", str(written(Qwen3Config(**QWEN))))
+    parts = parse_stack("bitfit", "causal_lm")
+    reason = unsupported_reason(parts, found, "causal_lm", "cpu")
+    assert re.match("method 'bitfit' needs biases, which .* does not have", reason)
+    assert "ffn_linears" in models.has(found)
+    assert (
+        unsupported_reason(parse_stack("adapter", "causal_lm"), found, "causal_lm", "cpu") is None
+    )
 
 
 # ------------------------------------------------------------------ mistakes

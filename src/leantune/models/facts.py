@@ -1,13 +1,14 @@
 """What only transformers can tell of a model, as JSON, for a process without torch.
 
 `python -m leantune.models.facts` reads one question on its standard input: `parameters` of a
-configuration, or the configuration of a `gguf` file.
+configuration and what its modules have, or the configuration of a `gguf` file.
 """
 
 import json
 import sys
 from typing import Any
 
+from leantune.architectures import has
 from leantune.errors import BadInput, naming_extras
 from leantune.models.load import empty_model, parameter_counts
 
@@ -16,7 +17,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     """Raises BadInput where the file is none that transformers reads."""
     if "parameters" in question:
         spec = question["parameters"]
-        return parameter_counts(empty_model(spec, spec["kinds"][0], 2))
+        model = empty_model(spec, spec["kinds"][0], 2)
+        return {**parameter_counts(model), "has": has(model)}
     return _gguf_config(question["gguf"])
 
 

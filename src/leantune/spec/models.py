@@ -226,8 +226,22 @@ def parameters(model: Plugin[ModelFile]) -> int:
     """How many parameters a model has; counted once where its file does not say it."""
     if model.spec.parameters is not None:
         return model.spec.parameters
-    facts = {key: model.raw[key] for key in ("name", "kinds", "architecture")}
-    return int(_asked({"parameters": facts})["total"])
+    return int(_built(model)["total"])
+
+
+def has(model: Plugin[ModelFile]) -> list[str] | None:
+    """What methods may need of a model; worked out once where its file does not say it. None where
+    the model runs code of its own."""
+    if model.spec.has is not None or model.spec.trust_remote_code:
+        return model.spec.has
+    return list(_built(model)["has"])
+
+
+def _built(model: Plugin[ModelFile]) -> dict[str, Any]:
+    """What the model tells that is built of its configuration, without weights."""
+    return _asked(
+        {"parameters": {key: model.raw[key] for key in ("name", "kinds", "architecture")}}
+    )
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from leantune.errors import BadInput
-from leantune.spec import plugins
+from leantune.spec import models, plugins
 from leantune.spec.plugins import Plugin
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def unsupported_reason(
     """Why this stack cannot run on this model, kind of task and device; None where nothing speaks
     against it.
 
-    Without a device (a prediction) only model and kind are looked at.
+    Without a device (a prediction) only model and kind are looked at, and what the model has only
+    where its file says it.
     """
     if parts[0].slot != "control" and kind not in model.spec.kinds:
         return f"model '{model.name}' does not do {kind}; it does {', '.join(model.spec.kinds)}"
@@ -127,10 +128,10 @@ def unsupported_reason(
                     f"this is {value}"
                 )
         needs = (spec.supports and spec.supports.needs) or []
-        # a model that does not say what it has is looked at when the method is attached
-        missing = [
-            need for need in needs if model.spec.has is not None and need not in model.spec.has
-        ]
+        given = model.spec.has
+        if needs and given is None and device is not None:
+            given = models.has(model)  # a prediction finds out when the method is attached
+        missing = [] if given is None else [need for need in needs if need not in given]
         if missing and part.slot != "control":
             return (
                 f"method '{part.plugin.name}' needs {missing[0]}, which {model.name} does not have"
