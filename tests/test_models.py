@@ -8,7 +8,13 @@ from safetensors.torch import load_file
 
 from leantune.errors import BadInput
 from leantune.fetch.source import fetch
-from leantune.models.load import empty_model, load_model, load_tokenizer
+from leantune.models.load import (
+    empty_model,
+    load_model,
+    load_tokenizer,
+    parameter_counts,
+    positions,
+)
 from leantune.spec import plugins
 
 DEBERTA = {
@@ -86,6 +92,24 @@ def test_deberta_finds_its_loss_on_meta_labels():
         input_ids=ids, attention_mask=ids, labels=torch.ones(2, dtype=torch.long, device="meta")
     )
     assert (out.loss.shape, out.logits.shape) == ((), (2, 2))
+
+
+@pytest.mark.parametrize(("tied", "total"), [(True, 11584), (False, 12608)])
+def test_an_output_that_a_t5_checkpoint_has_of_its_own_is_counted(tied, total, tmp_path):
+    """Transformers' class forgets that the configuration says so."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    architecture = {"model_type": "t5", "vocab_size": 64, **sizes, "tie_word_embeddings": tied}
+    given = {"name": "tiny-t5", "kinds": ["seq2seq_lm"], "architecture": architecture}
+    drawn = empty_model(given, "seq2seq_lm", device="cpu")
+    torch.nn.init.normal_(drawn.lm_head.weight)  # of one, or of both
+    drawn.save_pretrained(tmp_path)
+    loaded = load_model({**given, "source": {"local": str(tmp_path)}}, "seq2seq_lm")
+    counts = [parameter_counts(m)["total"] for m in (loaded, empty_model(given, "seq2seq_lm"))]
+    assert counts == [total, total]
+
+
+def test_mpnets_first_positions_stand_for_padding():
+    assert positions(spec("mpnet-base")) == positions(spec("roberta-base")) == 512
 
 
 def test_loading_prints_nothing(capfd, caplog):

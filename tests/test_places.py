@@ -44,7 +44,7 @@ def test_every_role_has_its_closed_form_shape(name):
         assert {path.rpartition(".")[2] for path in where.query} == {"in_proj"}
         return
     hidden, heads = config.hidden_size, config.num_attention_heads
-    size = getattr(config, "head_dim", None) or hidden // heads
+    size = getattr(config, "head_dim", getattr(config, "d_kv", None)) or hidden // heads
     fewer = getattr(config, "num_key_value_heads", None) or heads
     if config.model_type == "falcon":
         fewer = 1 if config.multi_query else heads
@@ -58,9 +58,12 @@ def test_every_role_has_its_closed_form_shape(name):
         assert {*shapes(model, where.key)} == {(key, hidden)}
         assert {*shapes(model, where.value)} == {(key, hidden)}
         assert len({*where.query, *where.key, *where.value}) == 3 * len(where.query)
-    layers = len(where.blocks)
-    assert layers == 1 if config.model_type == "albert" else config.num_hidden_layers
-    assert len(where.attention_output) == len(where.ffn_output) == len(where.query) == layers
+    layers, decoder = len(where.blocks), 0
+    if config.is_encoder_decoder:  # whose decoder's layers have two attentions each
+        decoder = config.num_hidden_layers
+    assert layers == (1 if config.model_type == "albert" else config.num_hidden_layers + decoder)
+    assert len(where.attention_output) == len(where.ffn_output) == layers
+    assert len(where.query) == layers + decoder
     for path in where.attention_output:
         module = model.get_submodule(path)
         assert isinstance(module, nn.Dropout) or weight_of(module).shape == (hidden, query)

@@ -118,6 +118,8 @@ def empty_model(
     with _quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
         config = _config(spec, kind, num_labels)
         model = made.from_config(config, dtype=torch.float32, trust_remote_code=trusts_code(spec))
+        if spec["architecture"].get("tie_word_embeddings") is False:
+            _untie(model)
     return _finished(model, kind)
 
 
@@ -133,6 +135,14 @@ def _check_weights(spec: Mapping[str, Any], folder: Path, config: PretrainedConf
             f"{said}holds more than a model of texts ({config.model_type}); only the memory of its "
             "language model can be predicted"
         )
+
+
+def _untie(model: Any) -> None:
+    """T5's and mT5's classes tie the output to the input whatever the configuration says, but a
+    checkpoint with two different matrices, FLAN-T5's, is loaded as it is."""
+    output, given = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is not None and output.weight is given.weight:
+        output.weight = nn.Parameter(output.weight.detach().clone())
 
 
 def _finished(model: Any, kind: str) -> nn.Module:
