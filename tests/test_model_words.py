@@ -174,6 +174,7 @@ def test_of_a_model_with_images_the_language_model_counts(written):
     assert plugins.get("models", str(written(json.dumps(outer)))).spec.family == "gemma3_text"
 
 
+@pytest.mark.process
 def test_what_it_has_is_worked_out_once_and_refuses_a_run_before_anything_is_built(written):
     """In a process of its own, kept by the configuration."""
     found = plugins.get("models", str(written(Qwen3Config(**QWEN))))

@@ -32,7 +32,7 @@ from leantune.spec.kinds import KINDS
 from leantune.spec.plugins import Plugin
 
 if TYPE_CHECKING:
-    from leantune.spec.schema import ModelFile
+    from leantune.spec.schema import ModelFile, Need
 
 WORDS = "a hub id (owner/name), a checkpoint's folder, a config.json or a GGUF file"
 _HUB = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)/([A-Za-z0-9_][A-Za-z0-9._-]*)(?:@([^@\s]+))?")
@@ -229,7 +229,7 @@ def parameters(model: Plugin[ModelFile]) -> int:
     return int(_built(model)["total"])
 
 
-def has(model: Plugin[ModelFile]) -> list[str] | None:
+def has(model: Plugin[ModelFile]) -> list[Need] | None:
     """What methods may need of a model; worked out once where its file does not say it. None where
     the model runs code of its own."""
     if model.spec.has is not None or model.spec.trust_remote_code:
