@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from leantune.api import Context, Data, mark_head
-from leantune.errors import BadInput, Unsupported
+from leantune.errors import BadInput
 from leantune.training.stack import load_method
 
 VocabPruning = load_method("vocab_pruning")
@@ -361,7 +361,7 @@ def test_tied_output_is_pruned_and_its_loss_is_over_the_used_vocabulary(
 
     result = _without_dropout(pruned)(**inputs)
     keep = torch.from_numpy(embedding.stores["weight"].vocabulary.keep)
-    torch.testing.assert_close(result.logits, logits[..., keep], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.logits.rows(), logits[..., keep], rtol=1e-5, atol=1e-5)
     labels = inputs["labels"]
     mapped = torch.searchsorted(keep, labels.clamp(min=0)).where(labels >= 0, -100)
     shift = 1 if family in ("gpt2", "llama", "mamba") else 0
@@ -443,10 +443,15 @@ def test_random_words_of_masking_become_used_words(tmp_path: Path) -> None:
         model(**inputs)
 
 
-def test_an_output_embedding_out_of_reach_is_unsupported(tmp_path: Path) -> None:
-    model = make("deberta-v2", AutoModelForMaskedLM, legacy=False)
-    with pytest.raises(Unsupported, match="output embedding"):
-        prune(model, tmp_path, "masked_lm")
+def test_an_output_computed_with_the_embedding_itself_is_pruned(tmp_path: Path) -> None:
+    """This DeBERTa has no output embedding; its scores are a product with the input embedding."""
+    model = make("deberta-v2", AutoModelForMaskedLM, legacy=False).eval()
+    inputs = lm_batch(model, 0)
+    before = model(**inputs).logits
+    pruned, *_ = prune(model, tmp_path, "masked_lm")
+    assert torch.equal(pruned(**inputs).logits, before)
+    pruned.train()(**inputs).loss.backward()
+    assert len(pruned.lm_predictions.lm_head.bias) == len(pruned.get_input_embeddings().weight)
 
 
 # ------------------------------------------------------------------ what the reference gets wrong

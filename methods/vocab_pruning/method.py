@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from leantune.api import BadInput, Context, Data, Method, Unsupported
 
-from .pruned import prune, restore
+from .language_model import prune
+from .pruned import restore
 from .vocabulary import Vocabulary, count_tokens, special_ids
 
-LANGUAGE_MODELLING = ("causal_lm", "masked_lm")
+LANGUAGE_MODELLING = ("causal_lm", "masked_lm", "seq2seq_lm")
 
 
 class VocabPruning(Method):
@@ -29,7 +30,7 @@ class VocabPruning(Method):
         embedding: Any = model.get_input_embeddings()
         full = len(embedding.weight)
         tokenizer = data.tokenizer if data is not None else None
-        special = special_ids(model.config, tokenizer, full)
+        special = special_ids(model, tokenizer, full)
         if embedding.padding_idx is not None:
             special.add(embedding.padding_idx)
         if data is None:
@@ -42,10 +43,13 @@ class VocabPruning(Method):
             counted = int(counts.sum())
             counts[list(special)] += 1
             keep = np.flatnonzero(counts)
-        vocabulary = Vocabulary(keep, full, tokenizer)
+        vocabulary = Vocabulary(keep, full, tokenizer, self._unknown(model, keep, tokenizer))
         masked = ctx.kind == "masked_lm"
         write = not ctx.probe and not embedding.weight.is_meta
-        unseen = self._unseen_rows(model, vocabulary, masked)
+        unseen: Any = -1 if vocabulary.unknown is None else vocabulary.unknown
+        if masked and vocabulary.unknown is None:
+            # the collator puts random words of the whole vocabulary in; in training they become random used words
+            unseen = np.arange(full) % len(keep)
         prune(model, vocabulary, unseen, ctx.cache / "vocab_pruning", write, masked)
         ctx.details["vocabulary"] = {
             "kept": len(keep),
@@ -72,21 +76,16 @@ class VocabPruning(Method):
         others = (i for i in range(full) if i not in special)
         return np.array(sorted([*special, *(next(others) for _ in range(count - len(special)))]))
 
-    def _unseen_rows(self, model: nn.Module, vocabulary: Vocabulary, masked: bool) -> np.ndarray | int:
-        """What a token reads that the data does not have: an error, the unknown token, or (masked LM) any row.
-
-        The masking collator puts random words of the whole vocabulary in; they become random used words.
-        """
-        if self.params["unk"]:
-            unk = getattr(vocabulary.tokenizer, "unk_token_id", None)
-            if unk is None:
-                unk = getattr(model.config, "unk_token_id", None)
-            if unk is None or unk not in vocabulary.keep:
-                raise BadInput("vocab_pruning.unk=true needs a tokenizer with an unknown token; this one has none")
-            return int(vocabulary.keep.searchsorted(unk))
-        if masked:
-            return np.arange(vocabulary.full) % len(vocabulary.keep)
-        return -1
+    def _unknown(self, model: PreTrainedModel, keep: np.ndarray, tokenizer: Any) -> int | None:
+        """The row of the unknown token, where the user chose that unseen tokens read it."""
+        if not self.params["unk"]:
+            return None
+        unk = getattr(tokenizer, "unk_token_id", None)
+        if unk is None:
+            unk = getattr(model.config, "unk_token_id", None)
+        if unk is None or unk not in keep:
+            raise BadInput("vocab_pruning.unk=true needs a tokenizer with an unknown token; this one has none")
+        return int(keep.searchsorted(unk))
 
     def export(self, model: nn.Module, ctx: Context) -> nn.Module:
         """The original architecture with the whole vocabulary: trained rows put back, the others as they were."""

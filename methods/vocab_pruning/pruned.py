@@ -2,16 +2,19 @@
 
 A pruned module keeps its place, its parameters' names and its class's name: only its class is exchanged for a
 subclass, as `torch.nn.utils.parametrize` does, so ties, scaled embeddings and wrappers around it go on working.
+
+In training it works on the used rows. In eval mode, and wherever no gradient is asked for, it is the whole module
+for the time of a call: the rows that were not kept are read from the store.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import copy
 import hashlib
-import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +22,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from leantune.errors import BadInput, Unsupported
+from leantune.errors import BadInput
 
-from .vocabulary import Vocabulary
+from .vocabulary import Unseen, Vocabulary
 
 
 @dataclass(frozen=True)
 class Store:
-    """The whole [V, ...] parameter, on disk. Without a file (while memory is predicted) it has a shape only."""
+    """The whole tensor, on disk, V along `dim`. Without a file (while memory is predicted) it has a shape only."""
 
     vocabulary: Vocabulary
     shape: torch.Size
+    dim: int
     folder: Path
     file: Path | None
+    held: list[Tensor] = field(default_factory=list, compare=False)  # what `in_use` read, until `drop`
 
     @classmethod
-    def of(cls, whole: Tensor, vocabulary: Vocabulary, folder: Path, write: bool) -> Store:
+    def of(cls, whole: Tensor, vocabulary: Vocabulary, folder: Path, write: bool, dim: int = 0) -> Store:
         """Write `whole` under the name of its content, unless it is there already."""
         if not write:
-            return cls(vocabulary, whole.shape, folder, None)
+            return cls(vocabulary, whole.shape, dim, folder, None)
         data = whole.detach().cpu().contiguous()
         file = folder / f"{hashlib.sha256(memoryview(data.view(torch.uint8).numpy())).hexdigest()}.safetensors"
         if not file.exists():
@@ -45,32 +50,56 @@ class Store:
             part = file.with_suffix(f".{os.getpid()}.part")
             save_file({"weight": data}, part)
             os.replace(part, file)
-        return cls(vocabulary, whole.shape, folder, file)
+        return cls(vocabulary, whole.shape, dim, folder, file)
+
+    def before(self) -> Tensor:
+        """The whole tensor as it was when it was pruned, on the CPU."""
+        if self.file is None or not self.file.exists():
+            raise BadInput(f"the whole embedding is gone: {self.file} was deleted while its rows were being trained")
+        return load_file(self.file)["weight"]
 
     def whole(self, part: Tensor) -> Tensor:
-        """[V, ...] with the kept rows as in `part` [V', ...]; dtype and device of `part`."""
+        """A new whole tensor with the kept rows as in `part`; dtype and device of `part`."""
         if self.file is None:
             return part.new_empty(self.shape)
-        if not self.file.exists():
-            raise BadInput(f"the whole embedding is gone: {self.file} was deleted while its rows were being trained")
-        whole = load_file(self.file)["weight"].to(part)
-        return whole.index_copy_(0, self.rows(part.device), part.detach())
+        return self.before().to(part).index_copy_(self.dim, self.rows(part.device), part.detach())
+
+    def in_use(self, part: Tensor) -> Tensor:
+        """As `whole`, for forward passes: read once, and with a gradient to `part` where one is asked for."""
+        if self.file is None:
+            return part.new_empty(self.shape)
+        rows, graded = self.rows(part.device), torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.no_grad():
+            if not self.held or (self.held[0].device, self.held[0].dtype) != (part.device, part.dtype):
+                self.held[:] = [self.before().to(part)]
+            if not graded:
+                return self.held[0].index_copy_(self.dim, rows, part.detach())
+        return self.held[0].index_copy(self.dim, rows, part)
+
+    def drop(self) -> None:
+        """Free what `in_use` read."""
+        self.held.clear()
 
     def rows(self, device: torch.device) -> Tensor:
         """The kept ids, int64 [V']."""
         return torch.from_numpy(self.vocabulary.keep).to(device)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Store:
+        return Store(self.vocabulary, self.shape, self.dim, self.folder, self.file)
+
 
 class Pruned:
-    """Mixed into a module some of whose parameters are pruned: saves and loads the whole ones."""
+    """Mixed into a module some of whose tensors are pruned: saves and loads the whole ones."""
 
-    stores: dict[str, Store]  # by the parameter's name
+    stores: dict[str, Store]  # by the tensor's name
     replaced: dict[str, Any]  # attributes as they were
+    mode: str | None = None  # "rows" or "whole" for the time of a call of the language model around it
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]  # the module's own
         for name, store in self.stores.items():
-            destination[prefix + name] = store.whole(getattr(self, name))
+            if prefix + name in destination:
+                destination[prefix + name] = store.whole(getattr(self, name))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, store in self.stores.items():
@@ -82,166 +111,193 @@ class Pruned:
                 errors.append(f"{prefix}{name} is {tuple(whole.shape)}; load the whole matrix, {tuple(store.shape)}")
                 continue
             whole = whole.to(getattr(self, name).dtype)
-            state_dict = {**state_dict, prefix + name: whole[store.rows(whole.device)]}
+            kept = whole.index_select(store.dim, store.rows(whole.device))
+            state_dict = {**state_dict, prefix + name: kept}
             now = store.whole(getattr(self, name))
-            now[store.rows(now.device)] = whole[store.rows(whole.device)].to(now)
+            now.index_copy_(store.dim, store.rows(now.device), kept.to(now))
             if not torch.equal(now, whole.to(now)):  # other unused rows than those on disk
-                self.stores[name] = Store.of(whole, store.vocabulary, store.folder, write=store.file is not None)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+                write = store.file is not None
+                self.stores[name] = Store.of(whole, store.vocabulary, store.folder, write, store.dim)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]  # the module's own
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = memo[id(self)] = type(self).__new__(type(self))  # type: ignore[misc]  # a module's takes no more
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise BadInput("a part of a pruned model cannot be pickled; save the model, or its state_dict()")
+
+
+class Part(Pruned):
+    """A module of the head, such as the tied output embedding: over the used tokens in training only."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.mode or trains(self):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]  # the module's own
+        with as_whole([self]):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]  # the module's own
 
 
 class LookUp(Pruned):
     """An embedding [V', H] that takes original ids: `table` int32 [V] gives their rows."""
 
     table: Tensor
+    unseen: Unseen
+    weight: Any
 
     def forward(self, input: Tensor) -> Tensor:
+        store, vocabulary = self.stores["weight"], self.stores["weight"].vocabulary
+        embed = super().forward  # type: ignore[misc]  # the module's own
         try:
             rows = self.table.index_select(0, input.reshape(-1)).view(input.shape)
-            if rows.is_cuda and bool((rows < 0).any()):  # a bad index would end the CUDA context
-                raise IndexError
-            return super().forward(rows)  # type: ignore[misc]
+            if trains(self):
+                rows = self.unseen.check(input, rows)
+                if self.mode == "whole":  # no labels were given: the scores are over the whole vocabulary
+                    return embed(store.rows(rows.device)[rows])
+                store.drop()
+                return embed(rows)
+            if vocabulary.unknown is not None or store.file is None:
+                return embed(store.rows(rows.device)[rows] if self.mode == "whole" else rows)
+            return embed(input) if self.mode == "whole" else self._any_token(input, rows, embed)
         except IndexError as error:
-            raise BadInput(self.stores["weight"].vocabulary.explain(input) or str(error)) from error
+            raise BadInput(vocabulary.explain(input) or str(error)) from error
 
-
-class Output(Pruned):
-    """A tied output embedding: scores of the used tokens while training, of the whole vocabulary in eval mode."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training:  # type: ignore[attr-defined]
-            return super().forward(input)  # type: ignore[misc]
-        whole = {name: store.whole(getattr(self, name)) for name, store in self.stores.items()}
-        return nn.functional.linear(input, whole["weight"], whole.get("bias"))
-
-
-def language_model_class(cls: type) -> type:
-    """A subclass of a transformers language model whose `labels` stay original ids while its output is pruned."""
-    original: Callable[..., Any] = cls.forward  # type: ignore[attr-defined]
-    signature = inspect.signature(original)
-
-    @functools.wraps(original)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        output = self.get_output_embeddings()
-        if not output.training:
-            return original(self, *args, **kwargs)
-        values = signature.bind_partial(self, *args, **kwargs)
-        labels = values.arguments.get("labels")
-        shifts = "decoder_input_ids" in signature.parameters and values.arguments.get("decoder_input_ids") is None
-        if labels is not None and shifts:  # the model would shift what it gets as labels: rows, from here on
-            values.arguments["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(labels)
-        whole = self.config.vocab_size  # transformers reads the number of classes here
-        self.config.vocab_size = output.out_features
+    def _any_token(self, ids: Tensor, rows: Tensor, embed: Any) -> Tensor:
+        """Eval mode: tokens that were not kept have the rows that they had before."""
+        store, trained = self.stores["weight"], self.weight
+        strange = store.rows(ids.device)[rows.clamp(min=0)] != ids
+        if not strange.any():
+            return embed(rows)
+        others = ids[strange].unique()
+        rows = rows.long().masked_scatter(strange, len(trained) + torch.searchsorted(others, ids[strange]))
+        more = store.before()[others.cpu()].to(trained)
         try:
-            if labels is not None:
-                values.arguments["labels"] = self.label_rows(labels)
-            return original(*values.args, **values.kwargs)
-        except IndexError as error:  # the loss met a class of -1
-            reason = None if labels is None else output.stores["weight"].vocabulary.explain(labels)
-            raise (BadInput(f"label: {reason}") if reason else error) from error
+            self._parameters["weight"] = torch.cat([trained, more])  # type: ignore[attr-defined]  # of nn.Module
+            return embed(rows)
         finally:
-            self.config.vocab_size = whole
-
-    def label_rows(self: Any, labels: Tensor) -> Tensor:
-        rows = self.label_table.index_select(0, labels.reshape(-1).clamp(min=0)).view(labels.shape).long()
-        if rows.is_cuda and bool((rows < 0).any()):  # there a bad class would end the CUDA context
-            raise IndexError
-        return torch.where(labels < 0, labels, rows)
-
-    return _subclass(cls, Pruned, {"forward": forward, "label_rows": label_rows})
+            self._parameters["weight"] = trained  # type: ignore[attr-defined]  # of nn.Module
 
 
-def _subclass(cls: type, mixin: type, body: dict[str, Any] | None = None) -> type:
-    return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "original": cls, **(body or {})})
+def trains(module: Any) -> bool:
+    """Whether a call is a step of training: in train mode, and with gradients."""
+    return bool(module.training) and torch.is_grad_enabled()
+
+
+@contextlib.contextmanager
+def as_whole(modules: Iterable[Any]) -> Iterator[None]:
+    """Pruned modules with whole tensors, and attributes as they were."""
+    pruned = [m for m in modules if isinstance(m, Pruned) and m.mode is None]
+    made: dict[int, Tensor] = {}  # tied tensors are made once
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(where: dict[str, Any], name: str, value: Any) -> None:
+        undo.append((where, name, where[name]))
+        where[name] = value
+
+    try:
+        for module in pruned:
+            for name, store in module.stores.items():
+                where = place(module, name)
+                if id(where[name]) not in made:
+                    made[id(where[name])] = store.in_use(where[name])
+                put(where, name, made[id(where[name])])
+            for name, value in module.replaced.items():
+                put(module.__dict__, name, value)
+            module.__dict__["mode"] = None
+            put(module.__dict__, "mode", "whole")
+        yield
+    finally:
+        for where, name, value in reversed(undo):
+            where[name] = value
+
+
+def place(module: Any, name: str) -> dict[str, Any]:
+    """Where a module holds a tensor: among its parameters or its buffers."""
+    found: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+    return found
 
 
 class PrunedAway(nn.Parameter):
     """What a replaced parameter becomes: whoever still holds it (an optimizer) hears of it."""
 
     @property
-    def grad(self) -> Tensor:  # type: ignore[override]
+    def grad(self) -> Tensor:  # type: ignore[override]  # torch declares an attribute
         raise BadInput(
             "this optimizer was built before vocab_pruning replaced the embedding; build it after attach, "
             "from the model's new parameters"
         )
 
 
-def prune(model: Any, vocabulary: Vocabulary, unseen: Any, folder: Path, write: bool, masked: bool) -> None:
-    """Replace the input embedding of a transformers model, and an output tied to it, by their used rows."""
-    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
-    weight = embedding.weight
-    tied = output is not None and output.weight is weight
-    if output is not None and output.weight.shape[0] != len(weight):
-        raise Unsupported(f"vocab_pruning: {type(model).__name__} keeps its output embedding where it cannot be pruned")
-    bias = getattr(output, "bias", None) if tied else None
-    device = weight.device
+def subclass(cls: type, mixin: type, body: dict[str, Any] | None = None) -> type:
+    """A class that looks like `cls`, which it remembers."""
+    return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "original": cls, **(body or {})})
 
-    for old in (weight, bias):
-        if old is None:
-            continue
-        store = Store.of(old, vocabulary, folder, write)
-        rows = torch.empty(len(vocabulary.keep), *old.shape[1:], dtype=old.dtype, device=device)
-        if not old.is_meta:
-            torch.index_select(old.detach(), 0, store.rows(device), out=rows)
+
+def mark(module: Any, mixin: type, body: dict[str, Any] | None = None) -> None:
+    """Give a module its pruned class."""
+    if not isinstance(module, Pruned):
+        module.__class__ = subclass(type(module), mixin, body)
+        module.stores, module.replaced = {}, {}
+
+
+def replace(module: Any, **attributes: Any) -> None:
+    """Change attributes, remembering what they were."""
+    for name, value in attributes.items():
+        module.replaced.setdefault(name, getattr(module, name))
+        setattr(module, name, value)
+
+
+def cut(model: nn.Module, old: Tensor, store: Store, tied: bool) -> None:
+    """Put the kept rows in the place of the whole tensor `old`, wherever the model has it."""
+    shape = list(old.shape)
+    shape[store.dim] = len(store.vocabulary.keep)
+    rows = torch.empty(shape, dtype=old.dtype, device=old.device)
+    if not old.is_meta:
+        torch.index_select(old.detach(), store.dim, store.rows(old.device), out=rows)
+    new: Any = rows
+    if isinstance(old, nn.Parameter):
         new = nn.Parameter(rows, requires_grad=old.requires_grad)
         new.__dict__.update(old.__dict__)
         if not tied:
-            new.full_numel = old.numel()  # type: ignore[attr-defined]  # CAME: the other rows have zero gradient
-        for module in list(model.modules()):
-            for name, parameter in list(module._parameters.items()):
-                if parameter is old:
-                    module._parameters[name] = new
-                    _mark(module, name, store, LookUp if isinstance(module, nn.Embedding) else Pruned)
+            new.full_numel = old.numel()  # CAME: the other rows have zero gradient
+    for module in list(model.modules()):
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in list(tensors.items()):
+                if tensor is old:
+                    tensors[name] = new
+                    mark(module, LookUp if isinstance(module, nn.Embedding) else Part)
+                    module.stores[name] = store  # type: ignore[union-attr, operator, index]  # `mark` made it
+    if isinstance(old, nn.Parameter):
         old.grad = None
         old.data = old.data.new_empty(0)
         old.__class__ = PrunedAway
 
-    table = vocabulary.table(device, unseen)
-    for module in model.modules():
-        if isinstance(module, LookUp):
-            padding = module.padding_idx  # type: ignore[attr-defined]
-            row = None if padding is None else int(vocabulary.keep.searchsorted(padding))
-            _set(module, num_embeddings=len(vocabulary.keep), padding_idx=row)
-            module.register_buffer("table", table, persistent=False)  # type: ignore[attr-defined]
-    if tied:
-        output.__class__ = _subclass(output.original, Output)
-        _set(output, out_features=len(vocabulary.keep))
-        model.__class__ = language_model_class(type(model))
-        model.stores, model.replaced = {}, {}
-        strict = vocabulary.table(device) if masked else table
-        model.register_buffer("label_table", strict, persistent=False)
-
-
-def _mark(module: Any, name: str, store: Store, mixin: type) -> None:
-    if not isinstance(module, Pruned):
-        module.__class__ = _subclass(type(module), mixin)
-        module.stores, module.replaced = {}, {}
-    module.stores[name] = store
-
-
-def _set(module: Any, **attributes: Any) -> None:
-    for name, value in attributes.items():
-        module.replaced[name] = getattr(module, name)
-        setattr(module, name, value)
-
 
 def restore(model: nn.Module) -> None:
-    """Give every pruned module its class, attributes and whole parameters back; ties and frozenness stay."""
-    whole: dict[int, nn.Parameter] = {}
-    for module in model.modules():
+    """Give every pruned module its class, attributes and whole tensors back; ties and frozenness stay."""
+    whole: dict[int, Tensor] = {}
+    for module in list(model.modules()):
         if not isinstance(module, Pruned):
             continue
+        if (unseen := module.__dict__.get("unseen")) is not None:
+            unseen.report(wait=True)
         for name, store in module.stores.items():
-            part: Any = getattr(module, name)
+            tensors = place(module, name)
+            part: Any = tensors[name]
             if id(part) not in whole:
-                new = nn.Parameter(store.whole(part), requires_grad=part.requires_grad)
-                new.__dict__.update({k: v for k, v in part.__dict__.items() if k != "full_numel"})
+                new: Any = store.whole(part)
+                if isinstance(part, nn.Parameter):
+                    new = nn.Parameter(new, requires_grad=part.requires_grad)
+                    new.__dict__.update({k: v for k, v in part.__dict__.items() if k != "full_numel"})
                 whole[id(part)] = new
-            module._parameters[name] = whole[id(part)]  # type: ignore[attr-defined]
+                whole[id(new)] = new
+            tensors[name] = whole[id(part)]
         for name, value in module.replaced.items():
             setattr(module, name, value)
         for name in ("table", "label_table"):
-            module._buffers.pop(name, None)  # type: ignore[attr-defined]
-            module._non_persistent_buffers_set.discard(name)  # type: ignore[attr-defined]
-        del module.stores, module.replaced
-        module.__class__ = module.original  # type: ignore[attr-defined, assignment]
+            module._buffers.pop(name, None)  # type: ignore[attr-defined]  # of nn.Module
+            module._non_persistent_buffers_set.discard(name)  # type: ignore[attr-defined]  # of nn.Module
+        for name in ("stores", "replaced", "mode", "unseen", "vocabulary", "counts"):
+            module.__dict__.pop(name, None)
+        module.__class__ = module.original  # type: ignore[attr-defined, assignment]  # set by `subclass`

@@ -80,7 +80,8 @@ def apply(
     if steps is None and plugins.overrides("on_progress"):
         raise BadInput(f"'{stack}' follows a schedule over the whole run; give {STEPS}")
     examples: Any = _NoData(stack) if data is None else _examples(data, kind, model, tokenizer)
-    lengths = [0] if data is None else [len(ids) for ids in examples.train["input_ids"]]
+    plain = data is not None and "input_ids" in examples.train.column_names
+    lengths = [len(ids) for ids in examples.train["input_ids"]] if plain else [0]
     ctx = Context(
         kind=kind,
         family=model.config.model_type,
@@ -340,7 +341,7 @@ def _rows(split: Any) -> Dataset:
 
     if not isinstance(split, Dataset):
         split = Dataset.from_list([dict(split[i]) for i in range(len(split))])
-    if "input_ids" not in split.column_names:
+    if not any(name.endswith("input_ids") for name in split.column_names):  # chosen_input_ids, too
         names = ", ".join(split.column_names)
         raise BadInput(f"data has the columns {names} and no input_ids; tokenize it first")
     return split
