@@ -5,8 +5,16 @@ import re
 import threading
 
 import pytest
+import torch
 from hub_server import Hub
-from transformers import BertConfig, GPT2Config, Qwen3Config, RobertaConfig, T5Config
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    Qwen3Config,
+    RobertaConfig,
+    T5Config,
+)
 
 import leantune
 from leantune.cli import parser
@@ -185,6 +193,17 @@ def test_what_it_has_is_worked_out_once_and_refuses_a_run_before_anything_is_bui
     assert (
         unsupported_reason(parse_stack("adapter", "causal_lm"), found, "causal_lm", "cpu") is None
     )
+
+
+def test_a_head_for_another_number_of_labels_is_made_anew(tmp_path):
+    torch.manual_seed(1)
+    saved = BertForSequenceClassification(BertConfig(**TINY, intermediate_size=32, num_labels=5))
+    saved.save_pretrained(tmp_path / "five")
+    found = plugins.get("models", str(tmp_path / "five"))
+    made = load_model({**found.raw, "folder": found.folder}, "classification", 3)
+    assert made.classifier.weight.shape == (3, 16)
+    query = "encoder.layer.1.attention.self.query.weight"
+    assert torch.equal(made.bert.get_parameter(query), saved.bert.get_parameter(query))
 
 
 # ------------------------------------------------------------------ mistakes

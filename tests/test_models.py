@@ -124,7 +124,7 @@ def test_unknown_kind_names_what_the_model_does():
 
 
 def test_model_without_weights_cannot_be_loaded():
-    with pytest.raises(BadInput, match="nothing to fetch"):
+    with pytest.raises(BadInput, match="a configuration without weights"):
         load_model(DEBERTA, "classification", 2)
 
 

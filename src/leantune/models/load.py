@@ -98,6 +98,8 @@ def load_model(spec: Mapping[str, Any], kind: str, num_labels: int = 0, seed: in
         folder, given = _folder(spec), _files(spec)
         config = _for_task(AutoConfig.from_pretrained(folder, **given), kind, num_labels)
         _check_weights(spec, folder, config)
+        # a head for another number of labels is made anew
+        given["ignore_mismatched_sizes"] = kind in _PROBLEM
         made = _CLASSES[kind].from_pretrained(folder, config=config, dtype=torch.float32, **given)
     return _finished(made, kind)
 
