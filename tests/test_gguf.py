@@ -7,7 +7,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from leantune.errors import BadInput
 from leantune.models.load import load_model, load_tokenizer, positions
+from leantune.spec import plugins
+from leantune.spec.models import parameters, pinned
 
 gguf = pytest.importorskip("gguf")
 
@@ -149,3 +152,22 @@ def test_the_converted_model_is_the_one_that_the_file_was_made_from(made, origin
 
 def test_norms_without_the_added_one_are_another_model(made, original):
     assert not torch.allclose(logits(load_model(made(0), "causal_lm")), logits(original), atol=0.1)
+
+
+@pytest.mark.process
+def test_a_gguf_file_is_a_word_for_its_model(tmp_path, monkeypatch, original):
+    monkeypatch.setenv("LEANTUNE_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, original, 1)
+    found = plugins.get("models", str(file))
+    assert found.name.startswith("tiny-")
+    assert found.spec.family == "gemma3_text"
+    assert parameters(found) == sum(weight.numel() for weight in original.parameters())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert pinned(found).raw["source"]["sha256"] == digest
+    read = load_model({**found.raw, "folder": found.folder}, "causal_lm")
+    for name, weight in original.named_parameters():
+        assert torch.allclose(read.get_parameter(name), weight, atol=1e-6)  # norms as 1 + weight
+    file.write_text("no model")
+    with pytest.raises(BadInput, match="is no GGUF file"):
+        plugins.get("models", str(file))

@@ -19,9 +19,10 @@ from transformers import (
 import leantune
 from leantune.cli import parser
 from leantune.errors import BadInput
-from leantune.models.load import positions
+from leantune.models.load import load_model, load_tokenizer, positions
 from leantune.spec import models, plugins
 from leantune.spec.cells import resolve_cell
+from leantune.spec.config import expand, load_config
 from leantune.spec.stacks import parse_stack, unsupported_reason
 
 TINY = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -65,7 +66,7 @@ def written(tmp_path):
     """A function that writes a config.json into a folder and returns the file."""
 
     def write(made, folder="my model", **changed):
-        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         file = tmp_path / folder / "config.json"
         file.write_text(made if isinstance(made, str) else config_of(made, **changed))
         return file
@@ -240,3 +241,27 @@ def test_a_mistake_ends_the_command_with_2(written, capsys):
     words = ["--method", "full", "--batch", "1", "--seq", "8"]
     assert parser.main(["predict", "--model", str(written("{")), *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_cannot_be_trained_is_said(written):
+    file = written(Qwen3Config(**QWEN))
+    alone, folder = (plugins.get("models", str(word)) for word in (file, file.parent))
+    spec = {**folder.raw, "folder": folder.folder}
+    with pytest.raises(BadInput, match="a configuration without weights: only its memory"):
+        load_model(alone.raw, "causal_lm")
+    with pytest.raises(BadInput, match=r"holds no weights .*; only its memory can be predicted"):
+        load_model(spec, "causal_lm")
+    with pytest.raises(BadInput, match="holds no tokenizer"):
+        load_tokenizer(spec)
+    (file.parent / "model.safetensors").write_text("")
+    written(Qwen3Config(**QWEN), quantization_config={"quant_method": "awq"})
+    with pytest.raises(BadInput, match=r"holds quantized weights \(awq\)"):
+        load_model(spec, "causal_lm")
+
+
+def test_two_models_of_one_name_need_a_config_each(written, tmp_path):
+    words = [str(written(Qwen3Config(**QWEN), f"{place}/last").parent) for place in "ab"]
+    (tmp_path / "b/last/model.safetensors").write_text("other weights")
+    cells = {"models": words, "tasks": ["sentiment"], "methods": ["full"]}
+    with pytest.raises(BadInput, match=r"are both written 'last-[0-9a-f]{8}' in records"):
+        expand(load_config({"device": "cpu", "cells": [cells]}))

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import batch_of, method, run, small_context, small_data, small_model, stack, trainable
 from torch import Tensor, nn
+from transformers import OPTConfig, OPTForCausalLM
 
+import leantune
 from leantune.api import BadInput, Change, Unsupported
 from leantune.modules import adapters
 from leantune.training.stack import load_method
@@ -359,3 +361,17 @@ def test_prediction_needs_no_data_and_checks_nothing(tmp_path: Path) -> None:
 def test_without_data_it_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="data="):
         method("safe").attach(small_model(), None, small_context(tmp_path))
+
+
+def test_blocks_that_put_sequences_and_tokens_in_one_dimension_are_probed_too() -> None:
+    """OPT's do; the probe's padding is left out there as elsewhere."""
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = OPTConfig(**sizes, ffn_dim=32, word_embed_proj_dim=16, max_position_embeddings=32)
+    model = leantune.apply(OPTForCausalLM(config), "adapter").model
+    stir(model)
+    ids, mask = torch.arange(4, 14).view(2, 5), torch.ones(2, 5, dtype=torch.long)
+    whole = importances(model, {"input_ids": ids, "attention_mask": mask})
+    padded = torch.nn.functional.pad(ids, (0, 3), value=1)
+    probe = {"input_ids": padded, "attention_mask": torch.nn.functional.pad(mask, (0, 3))}
+    assert importances(model, probe) == pytest.approx(whole, rel=1e-3)
+    assert len(whole) == 4

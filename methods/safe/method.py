@@ -78,7 +78,7 @@ def importances(model: nn.Module, probe: Batch, dtype: str = "fp32") -> dict[int
     values: dict[int, float] = {}
 
     def measure(index: int, _base: nn.Module, _inputs: object, output: Tensor) -> None:
-        before = output[mask]
+        before = output.reshape(*mask.shape, -1)[mask]  # OPT has sequences and tokens in one dimension
         after = found[index].bottlenecked(before)
         with torch.autocast(device.type, enabled=False):
             values[index] = max(0.0, 1 - cka(before, after))

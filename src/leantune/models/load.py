@@ -55,6 +55,7 @@ _MASKED_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "spm*")
 # types whose positions are counted from the padding token's number
 _OFFSET_BY_PADDING = {
     *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "xmod"),
@@ -73,6 +74,10 @@ def load_tokenizer(spec: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the right; its pad token is the end token where it has
     none."""
     folder = _bpe_folder(spec) if _from_scratch(spec) else _folder(spec)
+    if not any(file for name in _TOKENIZERS for file in folder.glob(name)):
+        raise BadInput(
+            f"model '{spec['name']}': {folder} holds no tokenizer; put that of its base model there"
+        )
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, **_files(spec))
     if tokenizer.pad_token is None:
@@ -229,6 +234,11 @@ def _for_task(config: PretrainedConfig, kind: str, num_labels: int) -> Pretraine
 def _folder(spec: Mapping[str, Any]) -> Path:
     """The folder with config, tokenizer and safetensors; a gguf file is converted first, once."""
     source = spec["source"]
+    if source.get("none"):
+        raise BadInput(
+            f"model '{spec['name']}' is a configuration without weights: only its memory can be "
+            "predicted"
+        )
     path = fetch(source, spec.get("folder"))
     if source.get("format") != "gguf":
         return path

@@ -38,7 +38,14 @@ def expand(config: ConfigFile) -> list[Cell]:
                     flatness=block.flatness,
                     on=config.hardware,
                 )
-                if cells.setdefault(cell.record_path, cell).hashes != cell.hashes:
+                former = cells.setdefault(cell.record_path, cell)
+                if former.hashes["model"] != cell.hashes["model"]:
+                    raise BadInput(
+                        f"config: models '{former.model.word}' and '{model}' are both written "
+                        f"'{cell.model.name}' in records; give each a config and an output of its "
+                        "own"
+                    )
+                if former.hashes != cell.hashes:
                     raise BadInput(
                         f"config: two blocks give '{method}' on '{task}' different settings under "
                         "one record; give one of them a point of its own"
