@@ -141,7 +141,6 @@ def columns() -> dict[str, list[str]]:
     }
 
 
-@functools.cache
 def methods() -> list[str]:
     """Every method that takes a model, then the stacks."""
     found = {
@@ -152,11 +151,12 @@ def methods() -> list[str]:
 
 
 def cells() -> list[Cell]:
+    asked = methods()
     return [
         Cell(architecture, kind, method)
         for kind, names in columns().items()
         for architecture in names
-        for method in methods()
+        for method in asked
     ]
 
 
@@ -291,11 +291,13 @@ def _trained(stack: Stack, model: nn.Module, data: Data, ctx: Context) -> nn.Mod
 
 
 def _logits(model: nn.Module, data: Data) -> Tensor:
-    """Of the first examples, none of whose words is masked or made another."""
+    """Of the first examples, none of whose words is masked or made another. The decoder of an
+    encoder-decoder model reads their targets."""
     assert isinstance(data.collate, Collate)
-    plain = dataclasses.replace(data.collate, kind="classification")
+    two_sides = data.kind == "seq2seq_lm"
+    plain = data.collate if two_sides else dataclasses.replace(data.collate, kind="classification")
     batch = next(batches(data.train, plain, BATCH, seed=0))
-    inputs = {name: t for name, t in batch.items() if name != "labels"}
+    inputs = {name: t for name, t in batch.items() if name != "labels" or two_sides}
     with torch.no_grad():
         return model.eval()(**inputs).logits
 

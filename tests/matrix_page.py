@@ -92,7 +92,8 @@ def _notes(rows: Iterable[dict[str, Any]]) -> list[str]:
     """A line for each method and reason, with the architectures that it holds for."""
     where: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        reason = re.sub(rf"(?<!\w){re.escape(row['architecture'])}(?!\w)", "…", row["reason"])
+        name = rf"(?<!\w){re.escape(row['architecture'])}(?!\w)|(?<=this )[A-Z]\w+"
+        reason = re.sub(name, "…", row["reason"])
         where.setdefault((row["method"], reason), []).append(row["architecture"])
     return [
         f"- `{method}`: {reason} ({', '.join(dict.fromkeys(names))})\n"

@@ -1,5 +1,6 @@
-"""The matrix of methods and architectures: its runner and its page."""
+"""The matrix of methods and architectures: its runner, and whether docs/matrix.md is current."""
 
+import datetime
 import os
 import signal
 import time
@@ -9,6 +10,22 @@ from tests import matrix, matrix_page
 from tests.matrix import Cell
 
 from leantune.api import Unsupported
+
+SECONDS = 100  # of a sample on one core; with the start two minutes
+
+
+@pytest.fixture
+def published():
+    return matrix_page.read(matrix_page.PAGE.read_text(encoding="utf-8"))
+
+
+def test_the_page_has_a_cell_for_each_method_and_architecture_and_no_other(published):
+    assert {*published.statuses} == {*matrix.cells()}, "run `make matrix`, which writes the page"
+
+
+@pytest.mark.xfail(strict=True, reason="faults that are being mended; the page lists them")
+def test_the_page_has_no_fault(published):
+    assert [cell for cell, said in published.statuses.items() if said == "fault"] == []
 
 
 def test_there_are_forty_architectures_and_every_method_that_takes_a_model():
@@ -29,6 +46,17 @@ def test_a_page_is_read_as_it_was_written():
     assert read.statuses == {cell: row["status"] for cell, row in rows.items()}
     assert read.code["full", "causal_lm"] == matrix_page.code_of("full", "causal_lm")
     assert "- `full`: … lacks it (" in text
+
+
+def test_a_sample_begins_with_what_changed_and_follows_the_day(published):
+    code = {**published.code, ("came", "causal_lm"): "another"}
+    changed = matrix_page.Published(published.statuses, code)
+    first, second = (matrix_page.sample(day, changed) for day in ("2026-01-01", "2026-01-02"))
+    number = len(matrix.columns()["causal_lm"])
+    stale = {(cell.method, cell.kind) for cell in first[:number]}
+    assert ("came", "causal_lm") in stale
+    assert first != second
+    assert {*first} == {*second} == {*matrix.cells()}
 
 
 # ------------------------------------------------------------------ what a cell says
@@ -105,3 +133,22 @@ def test_finished_cells_are_kept_and_a_cut_line_is_not(tmp_path, monkeypatch):
     matrix.CELLS.write_text(text[:-20])
     assert matrix.main(words) == 0
     assert len(matrix.finished()) == 2
+
+
+# ------------------------------------------------------------------ the sample
+
+
+@pytest.mark.process
+@pytest.mark.timeout(400)
+def test_a_sample_of_the_day_says_what_the_page_says(published):
+    day = datetime.date.today().isoformat()
+    order = matrix_page.sample(day, published)
+    rows = [*matrix.run(order, workers=1, seconds=SECONDS)]
+    print(f"matrix: sample of {day}, {len(rows)} of {len(order)} cells in {SECONDS} s")
+    wrong = [
+        f"{cell}: {row['status']} {row['reason']}, the page says {published.statuses[cell]}"
+        for row in rows
+        if (cell := Cell(row["architecture"], row["kind"], row["method"]))
+        and published.statuses[cell] not in (row["status"], "fault")  # which its own test tells
+    ]
+    assert wrong == [], f"sample of {day}"
