@@ -35,7 +35,7 @@ _CLASSES = {
     "llama": "Llama",
     "gpt2": "GPT2",
 }
-ADAPTABLE = tuple(ARCHITECTURES)
+ADAPTABLE = tuple(_CLASSES)
 
 
 # matrices of width 16 and twenty steps need other ranks, rates and thresholds than real ones

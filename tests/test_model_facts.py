@@ -21,7 +21,15 @@ WITH_FACTS = [name for name in SPECS if SPECS[name].spec.facts]
 # Chosen before facts were kept, and scratch models of this project.
 WITHOUT_FACTS = [
     *("bert-base", "bert-large", "deberta-v3-base", "gpt2", "gpt2-medium", "llama2-7b"),
-    *("mamba-130m", "mini-bert", "mini-gpt", "minilm-l6", "roberta-base", "roberta-large"),
+    *(
+        "mamba-130m",
+        "mini-bert",
+        "mini-gpt",
+        "mini-t5",
+        "minilm-l6",
+        "roberta-base",
+        "roberta-large",
+    ),
     *("smollm2-135m", "tinyllama", "xlm-r-base"),
 ]
 LANGUAGE_MODELS = ("causal_lm", "seq2seq_lm")  # their count has the output embedding

@@ -57,13 +57,18 @@ _DEBERTA = {
     "norm_rel_ebd": "layer_norm",
     "position_buckets": 8,
 }
-# Four layers of width 16, a vocabulary of 64, for each family.
+_T5 = {
+    **{"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 4, "num_heads": 2},
+    **{"vocab_size": len(WORDS), "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 3},
+}
+# Four layers of width 16 (T5: in encoder and decoder), a vocabulary of 64, for each family.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": {**_ENCODER, **_WORDS},
     "roberta": {**_ENCODER, **_WORDS, "max_position_embeddings": 40, "pad_token_id": 1},
     "deberta-v2": {**_ENCODER, **_WORDS, **_DEBERTA},
     "llama": {**_ENCODER, **_DECODER},
     "gpt2": {**_DECODER, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 32},
+    "t5": _T5,
 }
 
 
@@ -120,8 +125,11 @@ class Subject:
 
     @property
     def family(self) -> str:
-        """BERT where the method supports it."""
-        supported = (self.spec.supports and self.spec.supports.families) or [*ARCHITECTURES]
+        """BERT where the method supports it; T5 for a method of sequence-to-sequence models."""
+        supports = self.spec.supports
+        supported = (supports and supports.families) or [*ARCHITECTURES]
+        if supports and supports.tasks == ["seq2seq_lm"]:
+            supported = ["t5"]
         found = [name for name in ARCHITECTURES if name in supported]
         if not found:
             known = ", ".join(ARCHITECTURES)
@@ -131,10 +139,11 @@ class Subject:
     @property
     def kind(self) -> str:
         """The kind of task: the model's most usual one, where the method supports it."""
-        known = ["causal_lm", "classification"]
+        known = ["causal_lm", "classification", "seq2seq_lm"]
         supported = (self.spec.supports and self.spec.supports.tasks) or known
         encoders = ("classification", "regression", "masked_lm")
-        usual = ("causal_lm",) if self.family in ("llama", "gpt2") else encoders
+        decoders = dict.fromkeys(("llama", "gpt2"), ("causal_lm",))
+        usual = {**decoders, "t5": ("seq2seq_lm",)}.get(self.family, encoders)
         return next((kind for kind in usual if kind in supported), supported[0])
 
     def stack(self, beside: str | None = None) -> Stack:
@@ -179,7 +188,8 @@ class Subject:
 
 @functools.cache
 def easy_data(kind: str) -> Data:
-    """64 sentences of eight low words or of eight high ones; the label says of which."""
+    """64 sentences of eight low words or of eight high ones; the label says of which, and so does
+    the answer that an encoder-decoder model writes."""
     tokenizer = BertTokenizer({word: number for number, word in enumerate(WORDS)})
     draw = torch.Generator().manual_seed(0)
     lengths = torch.randint(4, LENGTH - 1, (64,), generator=draw)
@@ -192,6 +202,8 @@ def easy_data(kind: str) -> Data:
         "attention_mask": [[1] * (len(ids) + 2) for ids in words],
         "label": [float(i % 2) if kind == "regression" else i % 2 for i in range(64)],
     }
+    if kind == "seq2seq_lm":
+        columns["labels"] = [[5 + 30 * (i % 2), 3] for i in range(64)]
     with naming_extras("leantune.testing"):
         from datasets import Dataset
     split = Dataset.from_dict(columns)
@@ -216,7 +228,8 @@ def _trained(stack: Stack, model: nn.Module, data: Data, ctx: Context) -> nn.Mod
 
 
 def _logits(model: nn.Module, data: Data) -> Tensor:
-    inputs = {name: t for name, t in next(_batches(data)).items() if name != "labels"}
+    apart = data.kind == "seq2seq_lm"  # the decoder's inputs are made of the labels
+    inputs = {name: t for name, t in next(_batches(data)).items() if apart or name != "labels"}
     with torch.no_grad():
         return model.eval()(**inputs).logits
 

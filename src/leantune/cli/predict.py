@@ -23,7 +23,9 @@ FLAGS = (
     flag("--task", help="take batch, length and head from this task"),
     several("--batch", int, help="sequences per step, one or more"),
     several("--seq", int, help="tokens per sequence, one or more"),
-    flag("--head", choices=["classification", "mlm", "pretraining", "causal-lm", "span"]),
+    flag(
+        "--head", choices=["classification", "mlm", "pretraining", "causal-lm", "span", "seq2seq"]
+    ),
     flag("--dtype", choices=["fp32", "bf16"], help="of the weights (the task's training, or fp32)"),
     flag("--set", action="append", default=[], metavar="METHOD.PARAM=VALUE", dest="settings"),
     flag(

@@ -18,7 +18,7 @@ from leantune.api import Batch
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_FOR_BATCHES = ("input_ids", "token_type_ids", "label", "prompt")
+_FOR_BATCHES = ("input_ids", "token_type_ids", "label", "labels", "prompt")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class Collate:
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:
         """`input_ids`, `attention_mask` (batch, length) int64; `labels` (batch,) int64 or float32,
         or (batch, length) int64 with -100 where nothing is predicted (padding is known by the mask
-        alone). Spans have `start_positions` and `end_positions` (batch,) int64 in their place.
+        alone). Spans have `start_positions` and `end_positions` (batch,) int64 in their place. Of
+        an encoder-decoder model `labels` are (batch, tokens of the longest target), with -100 on
+        padding: the model makes its decoder's inputs of them, and needs no mask of theirs.
         Examples that have `token_type_ids` (which of two texts a token is of) keep them, 0 on
         padding."""
         ids = [torch.tensor(example["input_ids"]) for example in examples]
@@ -59,6 +61,10 @@ class Collate:
             prompts = torch.tensor([[example.get("prompt", 0)] for example in examples])
             place = torch.arange(input_ids.shape[1])
             labels = {"labels": input_ids.masked_fill((attention == 0) | (place < prompts), -100)}
+        elif self.kind == "seq2seq_lm":
+            if "labels" in examples[0]:
+                targets = [torch.tensor(example["labels"]) for example in examples]
+                labels = {"labels": pad_sequence(targets, batch_first=True, padding_value=-100)}
         elif self.kind == "span":
             places = torch.tensor([example["label"] for example in examples]).unbind(1)
             labels = dict(zip(("start_positions", "end_positions"), places, strict=True))
@@ -120,6 +126,8 @@ def _order(count: int, seed: int, epoch: int, shuffle: bool) -> list[int]:
     return order
 
 
-def longest_batch_shape(split: Dataset, batch: int) -> tuple[int, int]:
-    """(sequences, tokens) of the longest training batch that can occur."""
-    return batch, max(len(ids) for ids in split["input_ids"])
+def longest_batch_shape(split: Dataset, batch: int) -> tuple[int, ...]:
+    """(sequences, tokens) of the longest training batch that can occur, and the tokens of the
+    longest target where examples have one of their own (seq2seq_lm)."""
+    sides = [name for name in ("input_ids", "labels") if name in split.column_names]
+    return batch, *(max(map(len, split[side])) for side in sides)

@@ -1,8 +1,10 @@
-"""Texts written for a text (kind `generation`): a decoder trained on the answer alone, then asked
-to go on.
+"""Texts written for a text: by a decoder (kind `generation`), which is trained on the answer alone
+and then asked to go on, or by an encoder-decoder model (kind `seq2seq_lm`), which reads the text in
+its encoder.
 
-An example is `prompt, line end, answer, end token`. The loss counts the answer's tokens and the end
-token.
+A decoder's example is `prompt, line end, answer, end token`; the loss counts the answer's tokens
+and the end token. An encoder-decoder model's example is two sequences, `input_ids` and `labels`,
+each framed as its tokenizer frames sources and targets; the loss counts all of the second.
 """
 
 from __future__ import annotations
@@ -61,6 +63,31 @@ def encode(
         "attention_mask": [[1] * len(i) for i in ids],
         "prompt": [len(p) for p in prompts],
     }
+
+
+def encode_apart(
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    max_new_tokens: int | None,
+    answered: bool,
+) -> dict[str, list[Any]]:
+    """`input_ids` of the examples' `text`, cut to `length`, and as `labels` the tokens of the first
+    of their `references`, cut to `max_new_tokens` (without it to `length`).
+
+    Without `answered` (a test split whose answers are written) there are no `labels`: a vocabulary
+    counted on them would know the answers. Raises BadInput for a tokenizer without an end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise BadInput("an answer is written up to an end token; take a model whose tokenizer has")
+    cut = {"truncation": True, "verbose": False}
+    ids = tokenizer(rows["text"], max_length=length, **cut)["input_ids"]
+    made = {"input_ids": ids, "attention_mask": [[1] * len(i) for i in ids]}
+    if answered:
+        first = [references[0] for references in rows["references"]]
+        targets = tokenizer(text_target=first, max_length=max_new_tokens or length, **cut)
+        made["labels"] = targets["input_ids"]
+    return made
 
 
 def prompts(rows: Dataset, pad_id: int, size: int) -> Iterator[Batch]:

@@ -5,7 +5,8 @@ from its `dataset:` (a data set in the hub's layout, see datasetfiles.py), or fr
 `task.py`, or that of the task which `loader:` names: `load(folder) -> {"all": Dataset}` or
 `{"train": Dataset, "test": Dataset}`, with `validation` if it has one of its own. Columns: `text`,
 `label`, `pair` where an example has two texts and, where several examples come from one document
-that no two splits may share, `group`; question_answering.py and generation.py name their own.
+that no two splits may share, `group`; question_answering.py and generation.py name their own. A
+column `target` is the one right answer: `references` with one text in each.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ def load_data(
         )
     names: tuple[str, ...] = ()
     raw, classes = _load(task)
+    for columns in raw.values():
+        if "target" in columns:
+            columns["references"] = [[text] for text in columns.pop("target")]
     if kind in ("causal_lm", "masked_lm"):
         if tokenizer is None:
             raise BadInput(
@@ -89,7 +93,7 @@ def load_rows(task: Plugin[TaskFile]) -> dict[str, Rows]:
 def _load(task: Plugin[TaskFile]) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """The raw examples, and the names of the classes where their labels are numbers already."""
     block: Mapping[str, Any] = task.raw.get("files") or task.raw.get("dataset") or {}
-    columns = {name: block[name] for name in ("text", "pair", "label") if name in block}
+    columns = {name: block[name] for name in ("text", "pair", "label", "target") if name in block}
     files = {split: block[split] for split in (*SPLITS, "all") if split in block}
     source = fetch(task.raw["source"], task.folder)
     if "files" in task.raw:
@@ -132,6 +136,10 @@ def _tokenized(
     them."""
     if kind == "span":
         return question_answering.windows(rows, tokenizer, length, located=split != "train")
+    if kind == "seq2seq_lm":
+        written = split == "test" and max_new_tokens is not None
+        apart = generation.encode_apart(rows, tokenizer, length, max_new_tokens, not written)
+        return {**rows, **apart}
     if kind == "generation":
         assert max_new_tokens is not None  # a task of this kind has it
         answered = split != "test"

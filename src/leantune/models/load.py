@@ -61,7 +61,14 @@ _OFFSET_BY_PADDING = {
     *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "xmod"),
     *("data2vec-text", "ibert", "longformer", "luke", "mpnet"),
 }
+_SEQ2SEQ_TOKENS = {"pad_token": "[PAD]", "eos_token": "</s>"}
 _DECODER_TOKENS = dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
+# kind of model to its tokenizer from scratch: a word for the cache, special tokens, frame of a text
+_SCRATCH = {
+    "masked_lm": ("masked-", _MASKED_TOKENS, "[CLS] $A [SEP]"),
+    "seq2seq_lm": ("seq2seq-", _SEQ2SEQ_TOKENS, "$A </s>"),
+    "causal_lm": ("", _DECODER_TOKENS, ""),
+}
 # in the environment: the models whose code may run, as the command named them
 TRUSTED = "LEANTUNE_TRUST_REMOTE_CODE"
 _PROBLEM: dict[str, Any] = {
@@ -267,15 +274,16 @@ def _bpe_folder(spec: Mapping[str, Any]) -> Path:
     """A byte-level BPE of the model's vocabulary size, made from the texts of the task `pretrain`,
     once.
 
-    That of a masked model frames each text as BERT's does and pads with token 0; a decoder's has an
-    end token only.
+    That of a masked model frames each text as BERT's does, that of an encoder-decoder model ends
+    it as T5's does, and both pad with token 0; a decoder's has an end token only.
     """
     from leantune.data.load import load_rows
     from leantune.spec import plugins
 
     texts = load_rows(plugins.get("tasks", "pretrain"))["all"]["text"]
-    vocabulary, masked = spec["architecture"]["vocab_size"], "masked_lm" in spec["kinds"]
-    names = _MASKED_TOKENS if masked else _DECODER_TOKENS
+    vocabulary, kinds = spec["architecture"]["vocab_size"], spec["kinds"]
+    made_for = next((kind for kind in _SCRATCH if kind in kinds), "causal_lm")
+    word, names, frame = _SCRATCH[made_for]
 
     def build(folder: Path) -> None:
         made = Tokenizer(BPE())
@@ -288,13 +296,13 @@ def _bpe_folder(spec: Mapping[str, Any]) -> Path:
             show_progress=False,
         )
         made.train_from_iterator(texts, trainer)
-        if masked:
-            ends = [(names[n], made.token_to_id(names[n])) for n in ("cls_token", "sep_token")]
-            made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+        if frame:
+            ends = [(name, made.token_to_id(name)) for name in frame.split() if name != "$A"]
+            made.post_processor = TemplateProcessing(single=frame, special_tokens=ends)
         PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(folder)
 
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    return entry(f"{digest}-{'masked-' if masked else ''}bpe{vocabulary}", build)
+    return entry(f"{digest}-{word}bpe{vocabulary}", build)
 
 
 @contextmanager

@@ -35,8 +35,9 @@ HEADS = {  # the word of --head: kinds of task, the first that the model does is
     "mlm": ("masked_lm",),
     "causal-lm": ("causal_lm",),
     "span": ("span",),
+    "seq2seq": ("seq2seq_lm",),
     "pretraining": ("causal_lm", "masked_lm"),
-    None: ("causal_lm", "classification", "masked_lm"),
+    None: ("seq2seq_lm", "causal_lm", "classification", "masked_lm"),
 }
 # the training settings that bytes and FLOPs depend on, beside the dtype
 SHAPE = ("batch", "length", "accumulate", "checkpointing", "clip")
@@ -93,6 +94,14 @@ class Ask:
         return {**TRAINING_DEFAULTS, **of_task, **self.training, **given}
 
     @property
+    def target(self) -> int | None:
+        """Tokens of a target that is apart from the input (seq2seq_lm): the task's most, else as
+        many as the input has."""
+        if self.kind != "seq2seq_lm":
+            return None
+        return self.resolved.get("max_new_tokens") or self.resolved.get("length")
+
+    @property
     def precision(self) -> str:
         """fp32, bf16 or bf16-autocast, which keeps the weights in fp32."""
         autocast = self.task and self.dtype is None and self.resolved["dtype"] == "bf16"
@@ -116,7 +125,7 @@ class Ask:
             [self.plugin.name, model_hash(self.plugin), self.plugin.spec.kinds],
             [stack_hash(self.parts), supports],
             [self.kind, self.head == "pretraining", self.two_texts, self.precision],
-            [self.resolved.get(name) for name in SHAPE],
+            [*(self.resolved.get(name) for name in SHAPE), *filter(None, [self.target])],
             self.budgets,
             versions(),
         ]

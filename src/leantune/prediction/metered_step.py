@@ -71,7 +71,9 @@ class Probe:
     stack: Stack
     schedule: Schedule
     ctx: Context
-    shape: tuple[int, int]  # sequences and tokens of the longest batch
+    # sequences and tokens of the longest batch, and the tokens of its targets where they are apart
+    # from the inputs (an encoder-decoder model's)
+    shape: tuple[int, ...]
     # what a prediction must switch on; a cell's model has it on already
     checkpointing: bool = False
     token_types: bool = False  # whether batches say which of two texts a token is of
@@ -117,7 +119,7 @@ class Probe:
         schedule = replace(self.schedule, steps=STEPS, checks=0, evaluations=0)
         ctx = replace(self.ctx, probe=True, device="cpu", details={})
         micro_batch = max(1, self.shape[0] // schedule.accumulate)
-        batch = longest_batch(model, self.ctx.kind, micro_batch, self.shape[1], self.token_types)
+        batch = self._batch(model, micro_batch)
         meter = TensorMeter()
         watch = MeterWatch(meter)
         with meter, contextlib.suppress(Steady):
@@ -132,9 +134,13 @@ class Probe:
         """One forward pass, for a model that is only evaluated."""
         with self._fake():
             fake, _ = fake_copies(model, self.stack)
-            batch = longest_batch(model, self.ctx.kind, *self.shape, self.token_types)
+            batch = self._batch(model, self.shape[0])
             meter = metered_forward(fake.eval(), batch)
         return self._entry(meter, meter.flops, 0, "cuda-simulated")
+
+    def _batch(self, model: nn.Module, size: int) -> Batch:
+        length, *target = self.shape[1:]
+        return longest_batch(model, self.ctx.kind, size, length, self.token_types, *target)
 
     @contextlib.contextmanager
     def _fake(self, cuda: bool = True) -> Iterator[None]:
@@ -200,10 +206,16 @@ def takes_token_types(model: Any) -> bool:
 
 
 def longest_batch(
-    model: nn.Module, kind: str, batch: int, length: int, token_types: bool = False
+    model: nn.Module,
+    kind: str,
+    batch: int,
+    length: int,
+    token_types: bool = False,
+    target: int | None = None,
 ) -> Batch:
     """A batch of the longest shape, fake under a fake mode. Its mask says padding, as one that
-    transformers may drop would cost less."""
+    transformers may drop would cost less. `target` is the tokens of an encoder-decoder model's
+    targets, without it as many as its inputs have."""
     ids = torch.ones(batch, length, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[0, (length + 1) // 2 :] = 0
@@ -213,6 +225,8 @@ def longest_batch(
         "span": {"start_positions": torch.long, "end_positions": torch.long},
     }.get(kind, {})
     targets = {name: torch.zeros(batch, dtype=dtype) for name, dtype in of_examples.items()}
+    if kind == "seq2seq_lm":  # 2 pads in no model: mBART looks for the last token before padding
+        targets = {"labels": torch.full((batch, target or length), 2)}
     targets = targets or {"labels": torch.zeros_like(ids)}
     inputs = {"input_ids": ids, "attention_mask": mask, **targets}
     if token_types:

@@ -110,7 +110,7 @@ def predict(ask: Ask) -> Row:
     )
     dtype = "bf16" if ask.precision == "bf16-autocast" else "fp32"
     schedule = Schedule.from_training({**training, "steps": STEPS, "dtype": dtype})
-    probe = Probe(stack, schedule, ctx, shape)
+    probe = Probe(stack, schedule, ctx, (*shape, *filter(None, [ask.target])))
     try:
         model, entry = _probed(ask, probe, "meta")
     except Unsupported as error:

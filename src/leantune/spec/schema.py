@@ -219,6 +219,7 @@ class DatasetBlock(YamlFields):
     text: str
     pair: str | None = None
     label: str | None = None
+    target: str | None = None
     train: str
     validation: str | None = None
     test: str
@@ -276,13 +277,20 @@ class TaskFile(YamlFields):
             "regression": "label",
             "causal_lm": "validation",
             "masked_lm": "validation",
+            "generation": "target",
+            "seq2seq_lm": "target",
         }.get(self.kind)
         if self.dataset and needed and getattr(self.dataset, needed) is None:
             raise wrong(f" is missing, which {self.kind} needs", "dataset", needed)
-        writes = self.kind in ("generation", "seq2seq_lm")
-        if writes != (self.training.max_new_tokens is not None):
+        most = self.training.max_new_tokens
+        if self.kind == "seq2seq_lm":  # a task without it is scored by the loss on its targets
+            module = "language_modelling" if most is None else "generation"
+            if self.metric.module != module:
+                word = "without" if most is None else "with"
+                raise wrong(f" must be {module} {word} training.max_new_tokens", "metric", "module")
+        elif (self.kind == "generation") != (most is not None):
             raise wrong(
-                " is for the kinds 'generation' and 'seq2seq_lm', which need it",
+                " is for the kind 'generation', which needs it, and for 'seq2seq_lm'",
                 *("training", "max_new_tokens"),
             )
         return self

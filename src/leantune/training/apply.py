@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 STEPS = "steps=, the number of optimizer steps"  # what is asked for where it was forgotten
 CLASSES = {  # kind to the names of the classes that transformers has for it
+    # first, since BART's class stands in the list of masked models too
+    "seq2seq_lm": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "masked_lm": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "causal_lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -61,8 +63,9 @@ def apply(
     its handle.
 
     The model is changed in place; move it to its device first. `data` are tokenized examples with
-    `input_ids`: a `datasets.Dataset`, a list, or a mapping of these by `train`, `validation` and
-    `test`. Methods that look at no data need none. `steps` is the number of optimizer steps of the
+    `input_ids` (of an encoder-decoder model with `labels`, the target's tokens): a
+    `datasets.Dataset`, a list, or a mapping of these by `train`, `validation` and `test`. Methods
+    that look at no data need none. `steps` is the number of optimizer steps of the
     whole run; schedules need it. `settings` are the words of `--set`, such as `{"svfit.rank": 64}`.
     `head_lr` is the learning rate of a freshly made head. `tokenizer` is needed for the data of a
     masked language model and is exported with the model. `batch` is sequences per step (fwsvd),
@@ -283,9 +286,14 @@ class _NoData:
 def _kind(model: PreTrainedModel) -> str:
     """The kind of task that the model's class is made for."""
     name = type(model).__name__
-    kind = next((kind for kind, names in CLASSES.items() if name in names.values()), None)
+    kinds = [kind for kind, names in CLASSES.items() if name in names.values()]
+    if "seq2seq_lm" in kinds and not model.config.is_encoder_decoder:
+        kinds.remove("seq2seq_lm")  # decoders that read speech stand in that list too
+    kind = next(iter(kinds), None)
     if kind is None:
-        known = "sequence classification, question answering, causal or masked LM"
+        known = (
+            "sequence classification, question answering, causal, masked or sequence-to-sequence LM"
+        )
         raise Unsupported(f"{name} is made for no kind of task known here: {known}")
     one_value = model.config.problem_type == "regression" or model.config.num_labels == 1
     return "regression" if kind == "classification" and one_value else kind
@@ -327,6 +335,11 @@ def _examples(
     with naming_extras("leantune.apply with data"):
         from datasets import Dataset  # not at the top: most methods need no data
     splits = {name: _rows(given.get(name, Dataset.from_dict({"input_ids": []}))) for name in SPLITS}
+    if kind == "seq2seq_lm" and "labels" not in splits["train"].column_names:
+        raise BadInput(
+            "data of an encoder-decoder model have two sequences, input_ids and labels; "
+            "labels are missing in train"
+        )
     return Data(kind=kind, tokenizer=tokenizer, collate=_collate(kind, model, tokenizer), **splits)
 
 

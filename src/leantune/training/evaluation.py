@@ -71,9 +71,10 @@ def passes(
     dtype: str,
     inference: Inference | None = None,
     forward: Callable[[Batch], Any] | None = None,
+    hidden: tuple[str, ...] = TARGETS,
 ) -> Iterator[tuple[Any, Batch]]:
     """Each batch on the device, with what `forward` (default: the model in eval mode) makes of its
-    inputs."""
+    inputs: all but what is `hidden`."""
     model.eval()
 
     def run(inputs: Batch) -> Any:
@@ -82,7 +83,7 @@ def passes(
 
     for batch in batches:
         batch = to_device(batch, device)
-        inputs = {k: v for k, v in batch.items() if k not in TARGETS}
+        inputs = {k: v for k, v in batch.items() if k not in hidden}
         yield (inference(run, inputs) if inference else run(inputs)), batch
     if inference and not inference.tokens_per_second:  # a single batch: once more, to be timed
         inference(run, inputs)
@@ -100,10 +101,11 @@ def predict(
     `predict_split`), or the model's answer and all the right ones, texts. `training` are the task's
     settings."""
     rows, how = getattr(data, split), (device, training["dtype"], inference)
-    if data.kind == "generation":
+    most = training.get("max_new_tokens")
+    if data.kind in ("generation", "seq2seq_lm") and most is not None:
         assert data.tokenizer is not None
-        most = training["max_new_tokens"]
-        return written_answers(model, rows, data.tokenizer, most, _size(data), *how)
+        apart = evaluation_batches(data, split) if data.kind == "seq2seq_lm" else None
+        return written_answers(model, rows, data.tokenizer, most, _size(data), *how, apart)
     batches = evaluation_batches(data, split)
     if data.kind == "span":
         return span_answers(model, rows, batches, *how)
@@ -136,7 +138,9 @@ def predict_split(
     """
     predictions: list[float] = []
     references: list[float] = []
-    for output, batch in passes(model, batches, device, dtype, inference):
+    # an encoder-decoder model makes its decoder's inputs of the targets
+    hidden = () if kind == "seq2seq_lm" else TARGETS
+    for output, batch in passes(model, batches, device, dtype, inference, hidden=hidden):
         logits, labels = output.logits, batch["labels"]
         if kind == "classification":
             found, right = logits.argmax(-1), labels
@@ -194,9 +198,11 @@ def written_answers(
     device: str,
     dtype: str,
     inference: Inference | None,
+    apart: Iterable[Batch] | None = None,
 ) -> tuple[list[str], list[list[str]]]:
     """(texts, references) of each example: what the model writes after its prompt by greedy
-    decoding."""
+    decoding. `apart` are the batches of an encoder-decoder model, which writes after its decoder's
+    start token."""
     end = tokenizer.eos_token_id
     settings = {  # all that `generate` would else take from the checkpoint's own settings
         "max_new_tokens": max_new_tokens,
@@ -211,10 +217,11 @@ def written_answers(
     }
 
     def write(inputs: Batch) -> list[list[int]]:
-        written = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :].tolist()
+        begun = inputs["input_ids"].shape[1] if apart is None else 1
+        written = model.generate(**inputs, **settings)[:, begun:].tolist()
         return [ids[: ids.index(end) + 1] if end in ids else ids for ids in written]
 
-    batches = prompts(rows, tokenizer.pad_token_id, batch)
+    batches = prompts(rows, tokenizer.pad_token_id, batch) if apart is None else apart
     found: list[str] = []
     for written, _ in passes(model, batches, device, dtype, inference, write):
         found += tokenizer.batch_decode(written, skip_special_tokens=True)
