@@ -490,7 +490,7 @@ def test_progress_is_a_line_for_each_claim_and_the_ledger_is_printed(
         ),
         (
             {"measure": 'predicted("gpt2", "lora", "peak_bytes", batch=1, seq=8, head="causal")'},
-            "'causal' is no head; known: classification, mlm, causal-lm, span, pretraining",
+            "'causal' is no head; known: classification, mlm, causal-lm, span, seq2seq",
         ),
         (
             {"measure": 'predicted("gpt2", "lora", "peak_bytes", batch=1)'},

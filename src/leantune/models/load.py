@@ -144,7 +144,7 @@ def _check_weights(spec: Mapping[str, Any], folder: Path, config: PretrainedConf
         raise BadInput(f"{said}holds no weights (*.safetensors); only its memory can be predicted")
     if method := (getattr(config, "quantization_config", None) or {}).get("quant_method"):
         raise BadInput(f"{said}holds quantized weights ({method}); take those that are not")
-    if config.model_type != spec["architecture"].get("model_type", config.model_type):
+    if config.model_type != spec.get("architecture", {}).get("model_type", config.model_type):
         raise BadInput(
             f"{said}holds more than a model of texts ({config.model_type}); only the memory of its "
             "language model can be predicted"
