@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # these inherit it
 
 import pytest
 import torch
+from hub_server import Hub, ask
 
 torch.set_num_threads(1)
 
@@ -93,3 +95,14 @@ def host(tmp_path_factory):
     made = Host(tmp_path_factory.mktemp("host"))
     yield made
     made.close()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A hub of the test's own, which the hub library is pointed to."""
+    made = Hub()
+    threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
+    ask(monkeypatch, made.url)
+    yield made
+    made.shutdown()
+    made.server_close()

@@ -18,12 +18,15 @@ from small import (
 )
 from torch import nn
 from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 
+import leantune
 from leantune.api import BadInput, Unsupported, mark_head
 from leantune.architectures import blocks
 from leantune.modules import Adapter, adapter_bottlenecks, adapters, place_adapters
@@ -142,6 +145,19 @@ def test_settings_are_checked(tmp_path: Path, setting: str, value: float) -> Non
         method("adapter", **{setting: value}).attach(
             small_model("bert"), None, small_context(tmp_path)
         )
+
+
+def test_an_adapter_follows_a_mixture_that_gives_its_routing_too() -> None:
+    """gpt-oss's does: the first of its values are the hidden states."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    config = GptOssConfig(**sizes, **heads, num_local_experts=2, num_experts_per_tok=1)
+    handle = leantune.apply(GptOssForCausalLM(config), "adapter")
+    ids = torch.arange(8)[None]
+    handle.model(input_ids=ids, labels=ids).loss.backward()
+    found = adapters(handle.model)
+    assert len(found) == 4
+    assert all(p.grad is not None for one in found for p in one.own_parameters())
 
 
 def test_a_model_without_attention_is_unsupported(tmp_path: Path) -> None:

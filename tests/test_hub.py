@@ -7,11 +7,10 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-from hub_server import Hub
+from hub_server import ask
 from huggingface_hub import hf_hub_download, snapshot_download
 from small import load_made
 
@@ -32,26 +31,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.delenv("LEANTUNE_MIRROR", raising=False)
     ask(monkeypatch, "http://127.0.0.1:9")
     return tmp_path
-
-
-def ask(monkeypatch, url):
-    """Point the hub library, which reads its settings when it is imported, to another hub."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(
-        "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False
-    )
-
-
-@pytest.fixture
-def server(monkeypatch):
-    made = Hub()
-    threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
-    ask(monkeypatch, made.url)
-    yield made
-    made.shutdown()
-    made.server_close()
 
 
 @pytest.fixture

@@ -50,34 +50,19 @@ def gpt2() -> nn.Module:
     )
 
 
+LLAMA = {
+    **{"vocab_size": 500, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False},
+}
+
+
 def llama() -> nn.Module:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=500,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            use_cache=False,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**LLAMA))
 
 
 def mixtral() -> nn.Module:
     """Its experts are one product of stacked weights."""
-    return MixtralForCausalLM(
-        MixtralConfig(
-            vocab_size=500,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            num_local_experts=4,
-            use_cache=False,
-        )
-    )
+    return MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=4))
 
 
 def lora(model: nn.Module) -> nn.Module:

@@ -2,11 +2,10 @@
 
 import json
 import re
-import threading
 
 import pytest
 import torch
-from hub_server import Hub
+from hub_server import ask
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -36,25 +35,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("LEANTUNE_MIRROR", raising=False)
     ask(monkeypatch, "http://127.0.0.1:9")
-
-
-def ask(monkeypatch, url):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(
-        "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False
-    )
-
-
-@pytest.fixture
-def server(monkeypatch):
-    made = Hub()
-    threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
-    ask(monkeypatch, made.url)
-    yield made
-    made.shutdown()
-    made.server_close()
 
 
 def config_of(made, **changed):

@@ -77,7 +77,8 @@ def importances(model: nn.Module, probe: Batch, dtype: str = "fp32") -> dict[int
     mask = _token_mask(probe).to(device)
     values: dict[int, float] = {}
 
-    def measure(index: int, _base: nn.Module, _inputs: object, output: Tensor) -> None:
+    def measure(index: int, _base: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        output = output[0] if isinstance(output, tuple) else output  # as `Adapter.forward` does
         before = output.reshape(*mask.shape, -1)[mask]  # OPT has sequences and tokens in one dimension
         after = found[index].bottlenecked(before)
         with torch.autocast(device.type, enabled=False):

@@ -4,7 +4,7 @@ data on load."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -122,9 +122,12 @@ class Adapter(nn.Module):
         """The adapter alone: x [..., d], what `base` gives, to z [..., d]."""
         return x + self.up(nn.functional.gelu(self.down(x)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What `base` takes to z [..., d]."""
-        return self.bottlenecked(self.base(x))
+    def forward(self, x: Tensor) -> Tensor | tuple[Any, ...]:
+        """What `base` takes to z [..., d]; of several values that it gives, the first is meant."""
+        given = self.base(x)
+        if isinstance(given, tuple):  # a mixture of experts may give its routing too
+            return (self.bottlenecked(given[0]), *given[1:])
+        return self.bottlenecked(given)
 
 
 def adapters(model: nn.Module) -> list[Adapter]:
